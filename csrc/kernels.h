@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "views.h"
+
+namespace eigendamage {
+
+/// Calls body(begin, end) on disjoint ranges that cover [0, count), possibly from several threads; returns when all are done.
+using ParallelFor =
+    std::function<void(std::int64_t count, const std::function<void(std::int64_t begin, std::int64_t end)>& body)>;
+
+/// How a sum enters the output: out = beta·out + alpha·sum. beta = 0 never reads out.
+struct Update {
+  double alpha, beta;
+};
+
+/// Where a kernel runs. CPU kernels use `parallel_for`; CUDA kernels enqueue on `stream` (a cudaStream_t).
+struct Execution {
+  const ParallelFor* parallel_for;
+  void* stream;
+};
+
+/// The compiled core: one entry per kernel, the same for every backend. Callers have checked shapes, types and overlap.
+/// Every output is exactly symmetric, `out` is assumed symmetric where beta ≠ 0, and results do not depend on the number
+/// of threads. Channels of x are split into out.groups consecutive blocks of C/g. An empty batch has the sum 0.
+struct Kernels {
+  /// S[g] = Σ_p x_gp x_gpᵀ over positions p = (n, h, w).
+  /// x (N, C, H, W); out (g, F, F), F = C/g, or C/g + 1 with `bias`, which appends the constant 1 to x_gp.
+  void (*covariance)(const ImageView& x, bool bias, const Update& update, const FactorView& out, const Execution& run);
+
+  /// S[g] = Σ_n Σ_t Σ_k a_gntk a_gntkᵀ = Σ_p m(p) x_gp x_gpᵀ, m(p) the number of windows that cover pixel p.
+  /// x (N, C, H, W); out (g, C/g, C/g).
+  void (*channel_covariance)(const ImageView& x, const ConvGeometry& geometry, const Update& update,
+                             const FactorView& out, const Execution& run);
+
+  /// S[g] = Σ_n Σ_t a_gnt a_gntᵀ, a_gnt the patch in the order (c, kh, kw), 0 where it leaves the image.
+  /// x (N, C, H, W); out (g, D, D), D = C/g·kh·kw, plus 1 with `bias`, which appends the constant 1 to a_gnt.
+  void (*patch_covariance)(const ImageView& x, const ConvGeometry& geometry, bool bias, const Update& update,
+                           const FactorView& out, const Execution& run);
+
+  /// The instruction set that runs, for `ops.build_info()`: "v2", "v3", "v4" (x86-64 levels), "generic" or "sm_XY".
+  const char* (*instruction_set)();
+};
+
+const Kernels* cpu_kernels();
+const Kernels* cuda_kernels();  ///< null where the build has no CUDA
+
+}  // namespace eigendamage
