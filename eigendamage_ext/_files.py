@@ -1,0 +1,144 @@
+"""Files that are whole or absent: atomic writes, and safetensors with a JSON manifest.
+
+A file of tensors is one safetensors file. Its metadata holds ``format`` (what the file is), ``format_version``,
+``manifest`` (JSON) and ``digest`` (SHA-256 of manifest and tensors), so a flipped bit is found as surely as a
+missing end. Reading runs no code from the file.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+FORMAT_VERSION = 1
+
+
+class ArtifactError(ValueError):
+    """A file that cannot be read: missing, truncated, corrupted, of another format or of a newer version."""
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file so that `path` holds either its old content or the complete new one.
+
+    Args:
+        path: Where the file goes; a symbolic link is followed.
+        write: Called with an open binary file beside `path`, which replaces `path` once `write` has returned.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"save: path must lie in an existing folder, got {str(path)!r}; create {target.parent}"
+        )
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], *, format: str
+) -> None:
+    """Writes tensors and a JSON manifest as one safetensors file, atomically.
+
+    Args:
+        path: Where the file goes.
+        tensors: Name to tensor, of any shape, device and strides; tensors that share memory are written one by one.
+        manifest: Anything `json.dumps` accepts, without NaN and infinity.
+        format: What the file is; `read_tensors` insists on it.
+    """
+    # A copy of each, because safetensors refuses tensors that overlap (tied weights) or are not contiguous.
+    plain = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
+    }
+    text = json.dumps(manifest, allow_nan=False, sort_keys=True)
+    metadata = {
+        "format": format,
+        "format_version": str(FORMAT_VERSION),
+        "manifest": text,
+        "digest": _digest(plain, text),
+    }
+    content = safetensors.torch.save(plain, metadata)
+    write_atomically(path, lambda file: _write_all(file, content))
+
+
+def read_tensors(path: str | os.PathLike[str], *, format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `write_tensors` wrote.
+
+    Args:
+        path: The file.
+        format: The format the file must have.
+
+    Returns:
+        The tensors, on the CPU, and the manifest.
+
+    Raises:
+        ArtifactError: The file is missing, truncated, corrupted, of another format or of a newer version.
+    """
+    where = str(path)
+    try:
+        with safetensors.safe_open(where, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+    except FileNotFoundError:
+        raise ArtifactError(f"load: path must name a file, got {where!r}, which does not exist") from None
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise ArtifactError(
+            f"load: {where!r} must be a complete safetensors file, got one that is truncated or corrupted ({error}); "
+            "save it again"
+        ) from error
+
+    found = metadata.get("format")
+    if found != format:
+        got = "a safetensors file without a format" if found is None else f"format {found!r}"
+        raise ArtifactError(
+            f"load: {where!r} must have the format {format!r}, got {got}; pass the right file"
+        )
+    version = metadata.get("format_version", "")
+    if not version.isdecimal():
+        raise ArtifactError(f"load: {where!r} must state its format version, got {version!r}; save it again")
+    if int(version) > FORMAT_VERSION:
+        raise ArtifactError(
+            f"load: {where!r} must have a format version up to {FORMAT_VERSION}, got {version}; "
+            "install a newer eigendamage-ext"
+        )
+    text = metadata.get("manifest", "")
+    if metadata.get("digest") != _digest(tensors, text):
+        raise ArtifactError(f"load: {where!r} must match its checksum, got corrupted content; save it again")
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise ArtifactError(
+            f"load: {where!r} must hold a JSON object as its manifest, got {text!r}; save it again"
+        )
+    return tensors, manifest
+
+
+def _digest(tensors: Mapping[str, Tensor], manifest: str) -> str:
+    """SHA-256 of the manifest and of every tensor's name, dtype, shape and bytes, in the order of the names."""
+    digest = hashlib.sha256(manifest.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _write_all(file: BinaryIO, content: bytes) -> None:
+    file.write(content)

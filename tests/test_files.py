@@ -1,0 +1,162 @@
+"""Atomic files, and safetensors with a manifest: round trips, every kind of damage, and nothing half written."""
+
+import json
+import os
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+
+from eigendamage_ext import _files
+from eigendamage_ext._files import ArtifactError, read_tensors, write_atomically, write_tensors
+
+TENSORS = {
+    "float32": torch.randn(3, 4),
+    "float64": torch.randn(2, 3, 4, dtype=torch.float64),
+    "bfloat16": torch.randn(5).bfloat16(),
+    "int64": torch.tensor(7),
+    "bool": torch.tensor([True, False]),
+    "empty": torch.empty(0, 3),
+    "transposed": torch.randn(4, 3).T,
+}
+MANIFEST = {"name": "é", "number": 0.1, "list": [1, None, True], "nested": {"a": "b"}}
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, TENSORS, MANIFEST, format="test")
+    return path
+
+
+def test_round_trip_is_bit_equal(path):
+    tensors, manifest = read_tensors(path, format="test")
+    assert manifest == MANIFEST
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+
+
+def test_tied_tensors_are_written_by_every_name(tmp_path):
+    tied = torch.randn(3)
+    write_tensors(tmp_path / "f", {"a": tied, "b": tied, "c": tied[1:]}, {}, format="test")
+    tensors, _ = read_tensors(tmp_path / "f", format="test")
+    assert (
+        torch.equal(tensors["a"], tied)
+        and torch.equal(tensors["b"], tied)
+        and torch.equal(tensors["c"], tied[1:])
+    )
+
+
+def test_the_file_stays_when_its_tensors_change(path):
+    tensors, _ = read_tensors(path, format="test")
+    tensors["float32"].zero_()
+    assert torch.equal(read_tensors(path, format="test")[0]["float32"], TENSORS["float32"])
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 100, -200, -1])
+def test_truncation_is_an_artifact_error(path, kept):
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ArtifactError, match=r"file\.safetensors.*truncated or corrupted"):
+        read_tensors(path, format="test")
+
+
+def test_every_flipped_byte_is_found(path):
+    content = path.read_bytes()
+    for position in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=r"file\.safetensors"):
+            read_tensors(path, format="test")
+
+
+def test_appended_bytes_are_found(path):
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ArtifactError, match=r"file\.safetensors.*corrupted"):
+        read_tensors(path, format="test")
+
+
+def test_a_missing_file_and_a_folder_are_artifact_errors(tmp_path):
+    with pytest.raises(ArtifactError, match=r"absent.*does not exist"):
+        read_tensors(tmp_path / "absent", format="test")
+    with pytest.raises(ArtifactError, match=tmp_path.name):
+        read_tensors(tmp_path, format="test")
+
+
+def test_another_format_is_named(path):
+    with pytest.raises(ArtifactError, match="must have the format 'other', got format 'test'"):
+        read_tensors(path, format="other")
+    safetensors.torch.save_file({"a": torch.ones(2)}, path)
+    with pytest.raises(ArtifactError, match="got a safetensors file without a format"):
+        read_tensors(path, format="test")
+
+
+def test_a_newer_version_asks_for_a_newer_package(path, monkeypatch):
+    monkeypatch.setattr(_files, "FORMAT_VERSION", 2)
+    write_tensors(path, TENSORS, MANIFEST, format="test")
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match="up to 1, got 2; install a newer eigendamage-ext"):
+        read_tensors(path, format="test")
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[1]", None])
+def test_a_manifest_that_is_not_an_object_is_refused(path, manifest):
+    metadata = {"format": "test", "format_version": "1", "digest": _files._digest({}, manifest or "")}
+    if manifest is not None:
+        metadata["manifest"] = manifest
+    safetensors.torch.save_file({}, path, metadata)
+    with pytest.raises(ArtifactError, match=r"file\.safetensors.*manifest"):
+        read_tensors(path, format="test")
+
+
+def test_a_pickle_is_refused_unread(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    (tmp_path / "f").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ArtifactError):
+        read_tensors(tmp_path / "f", format="test")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_manifest_json_cannot_hold_leaves_the_old_file(path):
+    before = path.read_bytes()
+    for manifest in ({"x": float("nan")}, {"x": object()}):
+        with pytest.raises((ValueError, TypeError)):
+            write_tensors(path, TENSORS, manifest, format="test")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_interrupted_write_leaves_the_old_file_alone(path, error):
+    before = path.read_bytes()
+
+    def write(file):
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(path, write)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="must lie in an existing folder.*create"):
+        write_atomically(tmp_path / "no" / "file", lambda file: None)
+
+
+def test_a_symbolic_link_is_followed(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_atomically(tmp_path / "link", lambda file: file.write(b"content"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"content"
+
+
+def test_the_manifest_is_readable_without_this_package(path):
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["manifest"]) == MANIFEST
