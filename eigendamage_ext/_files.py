@@ -1,8 +1,8 @@
 """Files that are whole or absent: atomic writes, and safetensors with a JSON manifest.
 
-A file of tensors is one safetensors file. Its metadata holds ``format`` (what the file is), ``format_version``,
-``manifest`` (JSON) and ``digest`` (SHA-256 of manifest and tensors), so a flipped bit is found as surely as a
-missing end. Reading runs no code from the file.
+A file of tensors is one safetensors file. Its metadata holds ``format`` (what the file is),
+``format_version``, ``manifest`` (JSON) and ``digest`` (SHA-256 of manifest and tensors), so a flipped bit
+is found as surely as a missing end. Reading runs no code from the file.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def write_tensors(
 
     Args:
         path: Where the file goes.
-        tensors: Name to tensor, of any shape, device and strides; tensors that share memory are written one by one.
+        tensors: Name to tensor, of any shape, device and strides; tensors may share memory.
         manifest: Anything `json.dumps` accepts, without NaN and infinity.
         format: What the file is; `read_tensors` insists on it.
     """
@@ -94,13 +94,14 @@ def read_tensors(path: str | os.PathLike[str], *, format: str) -> tuple[dict[str
     try:
         with safetensors.safe_open(where, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except FileNotFoundError:
         raise ArtifactError(f"load: path must name a file, got {where!r}, which does not exist") from None
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise ArtifactError(
-            f"load: {where!r} must be a complete safetensors file, got one that is truncated or corrupted ({error}); "
-            "save it again"
+            f"load: {where!r} must be a complete safetensors file, got one that is truncated or corrupted "
+            f"({error}); save it again"
         ) from error
 
     found = metadata.get("format")
@@ -132,11 +133,11 @@ def read_tensors(path: str | os.PathLike[str], *, format: str) -> tuple[dict[str
 
 
 def _digest(tensors: Mapping[str, Tensor], manifest: str) -> str:
-    """SHA-256 of the manifest and of every tensor's name, dtype, shape and bytes, in the order of the names."""
+    """SHA-256 of the manifest and of the name, dtype, shape and bytes of every tensor, by name."""
     digest = hashlib.sha256(manifest.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

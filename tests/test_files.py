@@ -1,4 +1,4 @@
-"""Atomic files, and safetensors with a manifest: round trips, every kind of damage, and nothing half written."""
+"""Atomic files, and safetensors with a manifest: round trips, every kind of damage, nothing half written."""
 
 import json
 import os
