@@ -1,0 +1,155 @@
+"""Plain PyTorch twins of `eigendamage_ext.ops`: the specification, the tests' oracle and the benchmarks' baseline.
+
+Same names, signatures and results, on any device, with no compiled code: patches by `F.unfold`, sums by `matmul`, in the dtype
+of the input (float32 for the halves). Give float64 for an oracle. Arguments are taken at their word; `ops` is what checks them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eigendamage_ext._eigh import EighError
+
+NON_FINITE = 1
+
+
+def covariance(
+    x: Tensor,
+    *,
+    feature_dim: int = -1,
+    groups: int = 1,
+    bias: bool = False,
+    reduction: str = "mean",
+    out: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+) -> Tensor:
+    """Second moment ``Σ_r x_r x_rᵀ`` of the rows of ``x (…, F, …)``: ``(F, F)`` or ``(g, F/g, F/g)``; mean over rows."""
+    features = _upcast(x).movedim(feature_dim, 0)
+    columns = features.reshape(groups, features.shape[0] // groups, features[0].numel())
+    return _update(_gram(columns, bias), columns.shape[2], reduction, out, alpha, beta)
+
+
+def channel_covariance(
+    x: Tensor,
+    kernel_size: int | tuple[int, int],
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    reduction: str = "mean",
+    out: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+) -> Tensor:
+    """``Σ_ntk a_ntk a_ntkᵀ`` over the patches of ``x (N, C, H, W)``: ``(C, C)`` or ``(g, C/g, C/g)``; mean over N·T·K."""
+    patches = unfold(x, kernel_size, stride=stride, padding=padding, dilation=dilation)
+    examples, channels, offsets, positions = patches.shape
+    columns = patches.movedim(0, 1).reshape(groups, channels // groups, examples * offsets * positions)
+    return _update(_gram(columns, bias=False), columns.shape[2], reduction, out, alpha, beta)
+
+
+def patch_covariance(
+    x: Tensor,
+    kernel_size: int | tuple[int, int],
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    bias: bool = False,
+    reduction: str = "mean",
+    out: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+) -> Tensor:
+    """``Σ_nt a_nt a_ntᵀ`` over the patches of ``x (N, C, H, W)``: ``(D, D)`` or ``(g, D, D)``, D = C/g·K; mean over N·T."""
+    patches = unfold(x, kernel_size, stride=stride, padding=padding, dilation=dilation)
+    examples, channels, offsets, positions = patches.shape
+    columns = patches.movedim(0, 2).reshape(groups, channels // groups * offsets, examples * positions)
+    return _update(_gram(columns, bias), columns.shape[2], reduction, out, alpha, beta)
+
+
+def unfold(
+    x: Tensor,
+    kernel_size: int | tuple[int, int],
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+) -> Tensor:
+    """Patches ``(N, C, K, T)`` of ``x (N, C, H, W)``: entry [n, c, k, t] is channel c under kernel offset k at position t."""
+    kernel, dilation = _pair(kernel_size), _pair(dilation)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        top, left = total[0] // 2, total[1] // 2
+        borders = (left, total[1] - left, top, total[0] - top)
+    else:
+        top, left = (0, 0) if isinstance(padding, str) else _pair(padding)
+        borders = (left, left, top, top)
+    columns = F.unfold(F.pad(_upcast(x), borders), kernel, dilation=dilation, stride=_pair(stride))
+    return columns.reshape(x.shape[0], x.shape[1], math.prod(kernel), columns.shape[2])
+
+
+def eigh(
+    matrices: Tensor | Sequence[Tensor], *, errors: str = "raise", names: Sequence[str] | None = None
+) -> tuple[Tensor | list[Tensor], Tensor | list[Tensor], Tensor]:
+    """Eigenvalues ``(n,)``, eigenvectors ``(n, n)`` and info of symmetric matrices: one `torch.linalg.eigh` call for each."""
+    if isinstance(matrices, Tensor):
+        batch, n = matrices.shape[:-2], matrices.shape[-1]
+        flat = list(matrices.reshape(math.prod(batch), n, n))
+    else:
+        batch, flat = torch.Size([len(matrices)]), list(matrices)
+    solved = [_eigh_one(_upcast(matrix)) for matrix in flat]
+    values, vectors = [pair[0] for pair in solved], [pair[1] for pair in solved]
+    info = torch.tensor([0 if pair[0].isfinite().all() else NON_FINITE for pair in solved], dtype=torch.int32)
+    result: tuple[Tensor | list[Tensor], Tensor | list[Tensor], Tensor] = (values, vectors, info)
+    if isinstance(matrices, Tensor):
+        empty = _upcast(matrices).new_empty
+        result = (
+            torch.stack(values).reshape(*batch, n) if flat else empty((*batch, n)),
+            torch.stack(vectors).reshape(*batch, n, n) if flat else empty((*batch, n, n)),
+            info.reshape(batch).to(matrices.device),
+        )
+    failures = [(names[i] if names else i, len(values[i]), "the input or an eigenvalue is not finite") for i in info.nonzero().flatten().tolist()]
+    if failures and errors == "raise":
+        raise EighError(failures, result)
+    return result
+
+
+def _eigh_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    if not matrix.tril().isfinite().all():
+        return torch.full_like(matrix[0], math.nan), torch.full_like(matrix, math.nan)
+    values, vectors = torch.linalg.eigh(matrix)
+    if len(values):
+        largest = vectors.abs().argmax(dim=0, keepdim=True)
+        vectors = torch.where(vectors.gather(0, largest) < 0, -vectors, vectors)
+    return values, vectors
+
+
+def _gram(columns: Tensor, bias: bool) -> Tensor:
+    """``(g, F, R)`` to ``(g, F, F)``, with the homogeneous coordinate last where asked."""
+    if bias:
+        columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
+    return columns @ columns.mT
+
+
+def _update(total: Tensor, count: int, reduction: str, out: Tensor | None, alpha: float, beta: float) -> Tensor:
+    if total.shape[0] == 1:
+        total = total[0]
+    if reduction == "mean":
+        total = total / max(count, 1)
+    updated = alpha * total if out is None or beta == 0 else beta * out + alpha * total
+    return updated if out is None else out.copy_(updated)
+
+
+def _upcast(x: Tensor) -> Tensor:
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
