@@ -1,62 +1,89 @@
 """Compile eigendamage_ext._C from csrc; everything else about the package is in pyproject.toml."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from glob import glob
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import setup
 
 try:
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:
     sys.exit(
-        "eigendamage_ext compiles against the torch you use, which is missing or hidden by pip's build isolation: "
-        "run `pip install torch setuptools ninja`, then `pip install --no-build-isolation .`"
+        "eigendamage_ext compiles against the torch you use, which is missing, or hidden by pip's build isolation: "
+        "run `pip install torch setuptools ninja` first, then `pip install --no-build-isolation .`"
     )
 
-GIB_PER_COMPILE = 2  # what one file that includes ATen takes
+GIB_PER_COMPILE = 2  # what a file that includes ATen takes
+# -fopenmp is not linked: at::parallel_for, a template, is parallel only with it, and torch brings the runtime.
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+NVCC_FLAGS += [f"-gencode=arch=compute_{a},code={code}_{a}" for a, code in ((80, "sm"), (90, "sm"), (90, "compute"))]
 
 
 def parallel_compiles() -> int:
-    """As many as there are cores, unless free memory is short."""
-    meminfo = Path("/proc/meminfo")
+    """One for each core, fewer where free memory is short."""
+    cores, meminfo = os.cpu_count() or 1, Path("/proc/meminfo")
     if not meminfo.exists():
-        return os.cpu_count() or 1
+        return cores
     kib = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return max(1, min(os.cpu_count() or 1, kib // (GIB_PER_COMPILE << 20)))
+    return max(1, min(cores, kib // (GIB_PER_COMPILE << 20)))
 
 
-def cuda_home() -> Path | None:
-    """The CUDA toolkit to build with, None for a build without: EIGENDAMAGE_CUDA = 0, 1 or auto."""
+def find_nvcc() -> tuple[str, list[str]] | None:
+    """nvcc and its library folders; None for a build without CUDA, as EIGENDAMAGE_CUDA = 0, 1 or auto says."""
     wanted = os.environ.get("EIGENDAMAGE_CUDA", "auto")
     if wanted not in ("0", "1", "auto"):
         sys.exit(f"EIGENDAMAGE_CUDA must be 0, 1 or auto, got {wanted!r}")
     if wanted == "0" or (wanted == "auto" and torch.version.cuda is None):
         return None
-    home = os.environ.get("CUDA_HOME")
-    nvcc = Path(home, "bin/nvcc") if home else shutil.which("nvcc")
-    root = Path(nvcc).resolve().parents[1] if nvcc else None
-    if root and (root / "include/cuda_runtime.h").exists():
-        return root
+    nvcc = shutil.which("nvcc", path=os.path.join(os.environ["CUDA_HOME"], "bin") if "CUDA_HOME" in os.environ else None)
+    if nvcc:
+        probe = [nvcc, "--verbose", "--preprocess", "--x=cu", os.devnull, "--output-file", os.devnull]
+        found = subprocess.run(probe, capture_output=True, text=True)
+        if found.returncode == 0:  # it found cuda_runtime.h
+            return nvcc, [path for path in re.findall('"-L(.+?)"', found.stderr) if not path.endswith("/stubs")]
     if wanted == "1":
-        sys.exit("EIGENDAMAGE_CUDA=1 needs nvcc and its headers: put nvcc on PATH or set CUDA_HOME")
+        sys.exit("EIGENDAMAGE_CUDA=1 needs nvcc with its headers: put nvcc on PATH, or set CUDA_HOME")
     return None
 
 
-def extension(cuda: Path | None) -> Extension:
-    sources = glob("csrc/cpu/*.cpp") + glob("csrc/bindings/*.cpp") + ["csrc/cuda/unavailable.cpp"]
-    return CppExtension(
-        "eigendamage_ext._C",
-        sorted(sources),
-        depends=glob("csrc/**/*.h", recursive=True),
-        # -fopenmp is not linked: at::parallel_for, a template, needs the flag, and torch brings the runtime.
-        extra_compile_args=["-std=c++20", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden"],
-    )
+nvcc, cuda_library_dirs = find_nvcc() or (None, [])
+cuda_sources = sorted(glob("csrc/cuda/*.cu")) if nvcc else []
+if nvcc and not cuda_sources:
+    print("csrc/cuda has no .cu file to compile: building without CUDA")
+
+
+class BuildKernels(BuildExtension):
+    """Runs nvcc itself: torch's own support needs a CUDA build of torch, the kernels do not."""
+
+    def build_extension(self, ext):
+        for source in cuda_sources:
+            target = Path(self.build_temp, source).with_suffix(".cu.o")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.spawn([nvcc, *NVCC_FLAGS, "-c", source, "-o", str(target)])
+            ext.extra_objects.append(str(target))
+        super().build_extension(ext)
 
 
 os.environ.setdefault("MAX_JOBS", str(parallel_compiles()))
-setup(ext_modules=[extension(cuda_home())], cmdclass={"build_ext": BuildExtension})
+setup(
+    ext_modules=[
+        CppExtension(
+            "eigendamage_ext._C",
+            sorted(glob("csrc/cpu/*.cpp") + glob("csrc/bindings/*.cpp"))
+            + ([] if cuda_sources else ["csrc/cuda/unavailable.cpp"]),
+            extra_compile_args=CXX_FLAGS,
+            libraries=["cudart"] if cuda_sources else [],
+            library_dirs=cuda_library_dirs if cuda_sources else [],
+            runtime_library_dirs=cuda_library_dirs if cuda_sources else [],
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+    options={"build_ext": {"force": True}},  # what is out of date is for ninja to say
+)
