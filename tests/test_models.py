@@ -1,0 +1,120 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from eigendamage_ext.models.resnet import PadShortcut, ResNet
+
+
+@pytest.mark.parametrize(
+    ("classes", "params", "flops"), [(10, 7_427_914, 2_201_359_360), (100, 7_451_044, 2_201_405_440)]
+)
+def test_wide_resnet32_has_the_totals_of_the_paper(classes, params, flops):
+    with torch.device("meta"):
+        model = ResNet(32, (64, 128, 256), num_classes=classes, shortcut="B")
+        x = torch.empty(1, 3, 32, 32)
+    assert sum(p.numel() for p in model.parameters()) == params
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert counter.get_total_flops() == flops
+
+
+def test_pad_shortcut_puts_strided_pixels_between_zero_channels():
+    x = torch.arange(1.0, 1 + 2 * 2 * 3 * 5).reshape(2, 2, 3, 5)
+    y = PadShortcut(2, 7, stride=2)(x)
+    expected = torch.zeros(2, 7, 2, 3)
+    for n in range(2):
+        for c in range(2):
+            for i in range(2):
+                for j in range(3):
+                    expected[n, 2 + c, i, j] = x[n, c, 2 * i, 2 * j]  # 5 new channels: 2 before, 3 after
+    assert torch.equal(y, expected)
+
+
+def test_shortcut_a_block_equals_the_formula_by_hand():
+    torch.manual_seed(0)
+    model = ResNet(8, (2, 4, 8), shortcut="A").double().eval()
+    block = model.layer2[0]
+    for bn in (block.bn1, block.bn2):
+        nn.init.uniform_(bn.weight, 0.5, 2)
+        nn.init.normal_(bn.bias)
+        bn.running_mean.normal_()
+        bn.running_var.uniform_(0.5, 2)
+    x = torch.randn(3, 2, 6, 6, dtype=torch.float64)
+
+    def norm(y, bn):
+        mean, var, weight, bias = (
+            v[:, None, None] for v in (bn.running_mean, bn.running_var, bn.weight, bn.bias)
+        )
+        return (y - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    y = norm(F.conv2d(x, block.conv1.weight, stride=2, padding=1), block.bn1).clamp(min=0)
+    y = norm(F.conv2d(y, block.conv2.weight, padding=1), block.bn2)
+    y[:, 1:3] += x[:, :, ::2, ::2]
+    assert (block(x) - y.clamp(min=0)).abs().max() < 1e-12
+
+
+def test_shortcut_b_block_equals_the_formula_by_hand():
+    torch.manual_seed(0)
+    block = ResNet(8, (2, 4, 8), shortcut="B").double().eval().layer3[0]
+    block.shortcut[1].running_mean.normal_()
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64)
+    bn = 1 / (1 + 1e-5) ** 0.5
+    y = F.conv2d(
+        (F.conv2d(x, block.conv1.weight, stride=2, padding=1) * bn).clamp(min=0),
+        block.conv2.weight,
+        padding=1,
+    )
+    mean = block.shortcut[1].running_mean[:, None, None]
+    y = y * bn + (F.conv2d(x, block.shortcut[0].weight, stride=2) - mean) * bn
+    assert (block(x) - y.clamp(min=0)).abs().max() < 1e-12
+
+
+def test_logits_are_the_linear_of_mean_features_at_any_size():
+    torch.manual_seed(0)
+    model = ResNet(14, (4, 6, 9), num_classes=5, in_channels=1, shortcut="A").double().eval()
+    x = torch.randn(2, 1, 13, 9, dtype=torch.float64)
+    features = []
+    model.layer3.register_forward_hook(lambda module, args, output: features.append(output))
+    logits = model(x)
+    assert features[0].shape == (2, 9, 4, 3)
+    expected = features[0].mean((2, 3)) @ model.linear.weight.T + model.linear.bias
+    assert (logits - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_fx_trace_computes_the_same(shortcut):
+    torch.manual_seed(0)
+    model = ResNet(8, (3, 4, 8), shortcut=shortcut).eval()
+    traced = torch.fx.symbolic_trace(model)
+    for size in (8, 11):
+        x = torch.randn(2, 3, size, size)
+        assert torch.equal(traced(x), model(x))
+
+
+def test_names_are_those_of_the_public_weights():
+    names = set(ResNet(20, (16, 32, 64), shortcut="A").state_dict())
+    bn = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    expected = {"conv1.weight", "linear.weight", "linear.bias"} | {f"bn1.{b}" for b in bn}
+    for block in (f"layer{i}.{j}" for i in (1, 2, 3) for j in range(3)):
+        expected |= {f"{block}.conv{k}.weight" for k in (1, 2)} | {
+            f"{block}.bn{k}.{b}" for k in (1, 2) for b in bn
+        }
+    assert names == expected
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"depth": 9}, r"depth must be 6n \+ 2 with n >= 1, got 9"),
+        ({"depth": 2}, "got 2"),
+        ({"widths": (16, 32)}, "widths must be three"),
+        ({"widths": (16, 0, 64)}, "positive"),
+        ({"shortcut": "C"}, "shortcut must be"),
+        ({"widths": (16, 8, 64), "shortcut": "A"}, "out_channels must be at least in_channels"),
+    ],
+)
+def test_bad_arguments_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ResNet(**kwargs)
