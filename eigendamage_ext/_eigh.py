@@ -44,6 +44,19 @@ class EighError(ValueError):
         )
 
 
+def raise_failures(result: tuple[Any, Any, Tensor], names: Sequence[str] | None) -> None:
+    """Raise an `EighError` if any code in the result is not 0."""
+    values, _, info = result
+    failures: list[tuple[Any, int, str]] = []
+    for flat in info.flatten().nonzero().flatten().tolist():
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), info.shape))
+        n = values.shape[-1] if isinstance(values, Tensor) else len(values[flat])
+        name = names[flat] if names is not None else index[0] if len(index) == 1 else index
+        failures.append((name, n, REASONS[int(info[index])]))
+    if failures:
+        raise EighError(failures, result)
+
+
 def solve(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Decompose every matrix of a list of stacks ``(…, n, n)`` of any sizes on one device.
 
@@ -68,13 +81,34 @@ def solve(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tenso
     return (
         [values[index].reshape(matrices[index].shape[:-1]) for index in order],
         [vectors[index].reshape(matrices[index].shape) for index in order],
-        torch.cat([codes[index] for index in order]) if stacks else torch.zeros(0, dtype=torch.int32, device=device),
+        torch.cat([codes[index] for index in order])
+        if stacks
+        else torch.zeros(0, dtype=torch.int32, device=device),
+    )
+
+
+def fake(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Shapes and dtypes of `solve`."""
+    dtypes = [torch.promote_types(matrix.dtype, torch.float32) for matrix in matrices]
+    count = sum(math.prod(matrix.shape[:-2]) for matrix in matrices)
+    info = matrices[0].new_empty(count, dtype=torch.int32) if matrices else torch.empty(0, dtype=torch.int32)
+    return (
+        [
+            matrix.new_empty(matrix.shape[:-1], dtype=dtype)
+            for matrix, dtype in zip(matrices, dtypes, strict=True)
+        ],
+        [matrix.new_empty(matrix.shape, dtype=dtype) for matrix, dtype in zip(matrices, dtypes, strict=True)],
+        info,
     )
 
 
 def _flat(matrix: Tensor) -> Tensor:
     n = matrix.shape[-1]
-    return matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32)).reshape(math.prod(matrix.shape[:-2]), n, n)
+    return (
+        matrix.detach()
+        .to(torch.promote_types(matrix.dtype, torch.float32))
+        .reshape(math.prod(matrix.shape[:-2]), n, n)
+    )
 
 
 def _solve_stack(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +138,11 @@ def _solve_stack(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     failed = codes != 0
     largest = vectors.abs().argmax(dim=1, keepdim=True)
     vectors = torch.where(vectors.gather(1, largest) < 0, -vectors, vectors)
-    return values.masked_fill(failed[:, None], math.nan), vectors.masked_fill(failed[:, None, None], math.nan), codes
+    return (
+        values.masked_fill(failed[:, None], math.nan),
+        vectors.masked_fill(failed[:, None, None], math.nan),
+        codes,
+    )
 
 
 def _library(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +161,9 @@ def _certify(matrices: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     """
     n = matrices.shape[-1]
     generator = torch.Generator().manual_seed(n)
-    signs = torch.randint(0, 2, (n, PROBES), generator=generator).mul(2).sub(1).to(matrices.device, torch.float64)
+    signs = (
+        torch.randint(0, 2, (n, PROBES), generator=generator).mul(2).sub(1).to(matrices.device, torch.float64)
+    )
     gate = 8 * n * torch.finfo(vectors.dtype).eps
     a, lam, v = matrices.double(), values.double(), vectors.double()
     image = v @ signs

@@ -115,7 +115,10 @@ def eigh(
             torch.stack(vectors).reshape(*batch, n, n) if flat else empty((*batch, n, n)),
             info.reshape(batch).to(matrices.device),
         )
-    failures = [(names[i] if names else i, len(values[i]), "the input or an eigenvalue is not finite") for i in info.nonzero().flatten().tolist()]
+    failures = [
+        (names[i] if names else i, len(values[i]), "the input or an eigenvalue is not finite")
+        for i in info.nonzero().flatten().tolist()
+    ]
     if failures and errors == "raise":
         raise EighError(failures, result)
     return result
@@ -138,7 +141,9 @@ def _gram(columns: Tensor, bias: bool) -> Tensor:
     return columns @ columns.mT
 
 
-def _update(total: Tensor, count: int, reduction: str, out: Tensor | None, alpha: float, beta: float) -> Tensor:
+def _update(
+    total: Tensor, count: int, reduction: str, out: Tensor | None, alpha: float, beta: float
+) -> Tensor:
     if total.shape[0] == 1:
         total = total[0]
     if reduction == "mean":

@@ -1,0 +1,19 @@
+#include <torch/csrc/utils/pybind.h>
+
+#include "ops.h"
+
+namespace bindings = eigendamage::bindings;
+
+PYBIND11_MODULE(_C, m) {
+  using py::arg;
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.def("covariance_", &bindings::covariance_, unlocked, arg("x"), arg("bias"), arg("alpha"), arg("beta"), arg("out"));
+  m.def("channel_covariance_", &bindings::channel_covariance_, unlocked, arg("x"), arg("kernel"), arg("stride"),
+        arg("padding"), arg("dilation"), arg("output_size"), arg("alpha"), arg("beta"), arg("out"));
+  m.def("patch_covariance_", &bindings::patch_covariance_, unlocked, arg("x"), arg("kernel"), arg("stride"),
+        arg("padding"), arg("dilation"), arg("output_size"), arg("bias"), arg("alpha"), arg("beta"), arg("out"));
+  m.def("build_info", [] {
+    return py::dict(arg("simd") = bindings::cpu_instruction_set(), arg("cuda") = bindings::has_cuda(),
+                    arg("torch") = bindings::torch_version());
+  });
+}

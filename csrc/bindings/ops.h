@@ -1,0 +1,26 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+
+namespace eigendamage::bindings {
+
+using Pair = std::array<std::int64_t, 2>;  // vertical, horizontal
+
+/// kernels.h on tensors: x (N, C, H, W) with any strides, out (g, F, F) with any strides, on one device. The callers have
+/// checked the arguments against each other; here only overlap and the device are looked at.
+void covariance_(const at::Tensor& x, bool bias, double alpha, double beta, const at::Tensor& out);
+
+void channel_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size,
+                         double alpha, double beta, const at::Tensor& out);
+
+void patch_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size,
+                       bool bias, double alpha, double beta, const at::Tensor& out);
+
+const char* cpu_instruction_set();
+bool has_cuda();
+const char* torch_version();  ///< of the headers this was compiled with
+
+}  // namespace eigendamage::bindings

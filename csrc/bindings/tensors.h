@@ -1,0 +1,67 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <utility>
+
+#include "../views.h"
+
+namespace eigendamage::bindings {
+
+inline ScalarType scalar_type(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat: return ScalarType::kFloat32;
+    case at::kDouble: return ScalarType::kFloat64;
+    case at::kBFloat16: return ScalarType::kBFloat16;
+    case at::kHalf: return ScalarType::kFloat16;
+    default: throw std::invalid_argument("tensors must be float32, float64, bfloat16 or float16");
+  }
+}
+
+/// x (N, C, H, W).
+inline ImageView image_view(const at::Tensor& x) {
+  if (x.dim() != 4) throw std::invalid_argument("x must be 4-D (N, C, H, W)");
+  return {x.const_data_ptr(), scalar_type(x), x.size(0),   x.size(1),   x.size(2),
+          x.size(3),          x.stride(0),    x.stride(1), x.stride(2), x.stride(3)};
+}
+
+/// out (g, F, F) with contiguous rows.
+inline FactorView factor_view(const at::Tensor& out) {
+  return {out.mutable_data_ptr(), scalar_type(out), out.size(0), out.size(1), out.stride(0), out.stride(1)};
+}
+
+inline bool has_contiguous_rows(const at::Tensor& out) { return out.size(2) == 1 || out.stride(2) == 1; }
+
+/// The first address of a tensor that is not empty, and the address behind its last element.
+inline std::pair<std::uintptr_t, std::uintptr_t> address_range(const at::Tensor& tensor) {
+  std::int64_t last = 0;
+  for (std::int64_t dim = 0; dim < tensor.dim(); ++dim) last += (tensor.size(dim) - 1) * tensor.stride(dim);
+  const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
+  return {begin, begin + (static_cast<std::uintptr_t>(last) + 1) * tensor.element_size()};
+}
+
+inline bool may_overlap(const at::Tensor& a, const at::Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0 || !a.is_alias_of(b)) return false;
+  const auto [a_begin, a_end] = address_range(a);
+  const auto [b_begin, b_end] = address_range(b);
+  return a_begin < b_end && b_begin < a_end;
+}
+
+/// Whether two elements of out (g, F, F) may share an address: every stride must step over all that the smaller ones reach.
+inline bool may_overlap_itself(const at::Tensor& out) {
+  std::array<std::pair<std::int64_t, std::int64_t>, 3> dims;  // stride, size
+  for (std::size_t i = 0; i < 3; ++i) dims[i] = {out.strides()[i], out.sizes()[i]};
+  std::sort(dims.begin(), dims.end());
+  std::int64_t reach = 0;
+  for (const auto& [stride, size] : dims) {
+    if (size > 1 && stride <= reach) return true;
+    reach += stride * (size - 1);
+  }
+  return false;
+}
+
+}  // namespace eigendamage::bindings
