@@ -1,0 +1,49 @@
+# Each target runs the Python that .ci/python prints for it: python3 where it has all the target needs, else .venv, made
+# from requirements.txt; `make PYTHON=…` overrides. ninja decides what of the extension to compile again.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help build print-python demo test test-cpp bench lint format clean
+export PYTHON
+CMAKE_GENERATOR ?= $(if $(shell command -v ninja 2>/dev/null),Ninja,Unix Makefiles)
+export CMAKE_GENERATOR
+
+python = python=$$(.ci/python $@)
+built = $(python) && "$$python" setup.py build_ext --inplace
+clang_format = "$$python" -c "import clang_format as c; c.clang_format()"
+cpp_files = $(shell find csrc $(wildcard tests/cpp) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+help:          ## list the targets
+	@sed -n 's/^\([a-z-]*\): *##/  \1\t/p' Makefile | expand -t 16
+
+build:         ## compile the extension in place
+	@$(built)
+
+print-python:  ## print the Python that `make test` runs, once it is set up
+	@.ci/python $@
+
+demo:          ## train, prune and fine-tune a small network: a table, and report.html
+	@$(built) && "$$python" -m eigendamage_ext demo
+
+test:          ## run the tests; ARGS=… goes to pytest
+	@$(built) && "$$python" -m pytest $(ARGS)
+
+test-cpp:      ## test the kernels without torch, under sanitizers
+	@command -v cmake >/dev/null || { echo "make test-cpp needs cmake: install it (Debian: apt install cmake;" \
+	    "Fedora: dnf install cmake; macOS: brew install cmake)." >&2; exit 1; }
+	@for sanitize in address,undefined thread; do \
+	    folder=build/cpp-$${sanitize%,*} && cmake -S . -B $$folder -DEIGENDAMAGE_SANITIZE=$$sanitize && \
+	    cmake --build $$folder --parallel && ctest --test-dir $$folder --output-on-failure --no-tests=error || exit 1; done
+
+bench:         ## time the kernels; ARGS=… goes to pytest
+	@$(built) && "$$python" -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only $(ARGS)
+
+lint:          ## ruff, mypy, clang-format
+	@$(python) && "$$python" -m ruff check && "$$python" -m ruff format --check && "$$python" -m mypy && \
+	    $(clang_format) --dry-run -Werror $(cpp_files)
+
+format:        ## let ruff and clang-format mend what they can
+	@$(python) && "$$python" -m ruff check --fix; "$$python" -m ruff format && $(clang_format) -i $(cpp_files)
+
+clean:         ## remove all that was built, but .venv
+	rm -rf build dist *.egg-info eigendamage_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
