@@ -1,0 +1,1 @@
+"""Kronecker-factored curvature: which layers, which Fisher, the factors and their eigenbasis."""

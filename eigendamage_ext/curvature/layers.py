@@ -1,0 +1,242 @@
+"""Which layers of a model have Kronecker factors, and what each of them is in numbers.
+
+Covered are `nn.Conv2d` and `nn.Linear` that are called as such. Everything else that multiplies by a weight
+is named with the reason why it is not.
+"""
+
+import difflib
+import fnmatch
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+Pattern = str | type[nn.Module]
+Patterns = Pattern | Iterable[Pattern]
+
+FACTORED_CHILDREN = ("input_rotation", "core", "output_rotation")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A Conv2d or Linear in numbers; a Linear is a convolution with one kernel position.
+
+    Attributes:
+        name: The module's name in the model.
+        kind: "Conv2d" or "Linear".
+        padding: As `nn.Conv2d` holds it: a pair, "same" or "valid".
+    """
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] | str = (0, 0)
+    padding_mode: str = "zeros"
+    groups: int = 1
+    bias: bool = False
+
+    @property
+    def kernel_positions(self) -> int:
+        """K, the number of kernel offsets."""
+        return math.prod(self.kernel_size)
+
+    @property
+    def in_per_group(self) -> int:
+        return self.in_channels // self.groups
+
+    @property
+    def out_per_group(self) -> int:
+        return self.out_channels // self.groups
+
+    @property
+    def borders(self) -> tuple[int, int, int, int]:
+        """Padding in the order of `F.pad`: left, right, top, bottom."""
+        if self.padding == "same":
+            height, width = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+            return width // 2, width - width // 2, height // 2, height - height // 2
+        vertical, horizontal = (0, 0) if isinstance(self.padding, str) else self.padding
+        return horizontal, horizontal, vertical, vertical
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module) -> "LayerSpec":
+        """Reads the numbers of an `nn.Conv2d` or `nn.Linear`."""
+        if isinstance(module, nn.Linear):
+            return cls(name, "Linear", module.in_features, module.out_features, bias=module.bias is not None)
+        if isinstance(module, nn.Conv2d):
+            return cls(
+                name,
+                "Conv2d",
+                module.in_channels,
+                module.out_channels,
+                kernel_size=_pair(module.kernel_size),
+                stride=_pair(module.stride),
+                dilation=_pair(module.dilation),
+                padding=module.padding if isinstance(module.padding, str) else _pair(module.padding),
+                padding_mode=module.padding_mode,
+                groups=module.groups,
+                bias=module.bias is not None,
+            )
+        raise TypeError(
+            f"LayerSpec.of: module must be a Conv2d or Linear, got {type(module).__name__} {name!r}"
+        )
+
+
+def select(model: nn.Module, layers: Patterns | None = None) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Splits the layers of a model into those that have Kronecker factors and those that do not.
+
+    Args:
+        model: Any model; it is not changed.
+        layers: Only these: exact names, globs or module types, one or several. None: every layer.
+
+    Returns:
+        The covered modules by name, and for every other layer with a weight matrix the reason by its name;
+        both in the order of the model.
+
+    Raises:
+        TypeError: Something in `layers` is not a pattern.
+        ValueError: A name or glob matches no layer.
+    """
+    candidates = {name: module for name, module in model.named_modules() if _has_weight_matrix(module)}
+    if layers is not None:
+        layers = as_patterns(layers)
+        check_patterns(layers, candidates, caller="estimate_factors", argument="layers")
+    enclosed = dict(_enclosed(model))
+    shared = _shared(model)
+    covered: dict[str, nn.Module] = {}
+    skipped: dict[str, str] = {}
+    for name, module in candidates.items():
+        if layers is not None and not matches(name, module, layers):
+            skipped[name] = "not in `layers`"
+        elif reason := enclosed.get(name) or shared.get(name) or _unsupported(name, module):
+            skipped[name] = reason
+        else:
+            covered[name] = module
+    return covered, skipped
+
+
+def matches(name: str, module: nn.Module | None, patterns: Patterns) -> bool:
+    """Whether a pattern is the layer's name, a glob that covers it, or a type of the module."""
+    return any(
+        name == pattern or fnmatch.fnmatchcase(name, pattern)
+        if isinstance(pattern, str)
+        else isinstance(module, pattern)
+        for pattern in as_patterns(patterns)
+    )
+
+
+def as_patterns(patterns: Patterns) -> tuple[Pattern, ...]:
+    """One pattern or several, as a tuple."""
+    return (patterns,) if isinstance(patterns, (str, type)) else tuple(patterns)
+
+
+def check_patterns(patterns: Patterns, names: Iterable[str], *, caller: str, argument: str) -> None:
+    """Refuses a string that matches no name, with the nearest names, and anything that is not a pattern."""
+    known = list(names)
+    for pattern in as_patterns(patterns):
+        if isinstance(pattern, type) and issubclass(pattern, nn.Module):
+            continue
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"{caller}: {argument} must hold layer names, globs or module types, got {pattern!r}; "
+                "pass for example 'layer1.*' or torch.nn.Linear"
+            )
+        if any(matches(name, None, pattern) for name in known):
+            continue
+        if any(name.startswith(f"{pattern}.") for name in known):
+            remedy = f"use {pattern + '.*'!r} for the layers inside it"
+        else:
+            nearest = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
+            remedy = f"the nearest names are {', '.join(map(repr, nearest))}" if nearest else "it has none"
+        raise ValueError(f"{caller}: {argument} must match layers of the model, got {pattern!r}; {remedy}")
+
+
+def is_factored(module: nn.Module) -> bool:
+    """Whether a module is what pruning makes of a layer: `input_rotation`, `core`, `output_rotation`."""
+    names = [name for name, _ in module.named_children()]
+    return isinstance(module, nn.Sequential) and "core" in names and set(names) <= set(FACTORED_CHILDREN)
+
+
+def _has_weight_matrix(module: nn.Module) -> bool:
+    """Whether a reader would expect factors of this module, or be told why there are none."""
+    kinds = (nn.Linear, _ConvNd, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+    return isinstance(module, kinds) or (
+        _is_quantized(module) and any(word in type(module).__name__ for word in ("Linear", "Conv"))
+    )
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.ao.nn")
+
+
+def _enclosed(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Modules inside something that does not call them as layers, with the reason."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            reason = "inside MultiheadAttention, which multiplies by its weights without calling layers"
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            reason = "inside TransformerEncoderLayer, which has a fused path that does not call its layers"
+        elif is_factored(module):
+            reason = "already factored; iterative pruning is not supported yet"
+        else:
+            continue
+        for child, _ in module.named_modules(prefix=name):
+            yield child, reason
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Modules that go by two names, or whose parameters another module holds too, with the reason."""
+    names: dict[nn.Module, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
+    owners: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for module, (name, *_) in names.items():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners[parameter].append(name)
+    reasons = {}
+    for module, (name, *others) in names.items():
+        if others:
+            reasons[name] = f"the same module is also called {others[0]!r}"
+        for key, parameter in module._parameters.items():
+            for owner in owners[parameter] if parameter is not None else ():
+                if owner != name:
+                    reasons[name] = f"its {key} is shared with {owner!r}"
+    return reasons
+
+
+def _unsupported(name: str, module: nn.Module) -> str | None:
+    """Why a layer that stands alone is not covered; None if it is."""
+    kind = type(module).__name__
+    if not name:
+        return "it is the whole model; wrap it in nn.Sequential"
+    if _is_quantized(module):
+        return f"{kind} is quantised"
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        return f"{kind} is not covered, only Conv2d and Linear are"
+    if parametrize.is_parametrized(module):
+        return "its weight is parametrized; call parametrize.remove_parametrizations first"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed from other parameters (weight_norm, spectral_norm or a pruning mask)"
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}, not a plain parameter"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not floating point"
+    base: type[nn.Module] = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    for method in ("__call__", "forward", "_conv_forward"):
+        if method in vars(module) or getattr(type(module), method, None) is not getattr(base, method, None):
+            return f"{kind} has a {method} of its own"
+    return None
+
+
+def _pair(value: tuple[int, ...] | int) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
