@@ -15,15 +15,15 @@ try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:
     sys.exit(
-        "eigendamage_ext compiles against the torch you use, which is missing, or hidden by pip's build isolation: "
-        "run `pip install torch setuptools ninja` first, then `pip install --no-build-isolation .`"
+        "eigendamage_ext compiles against your torch, which is missing or hidden by pip's build isolation: "
+        "run `pip install torch setuptools ninja`, then `pip install --no-build-isolation .`"
     )
 
 GIB_PER_COMPILE = 2  # what a file that includes ATen takes
-# -fopenmp is not linked: at::parallel_for, a template, is parallel only with it, and torch brings the runtime.
+# -fopenmp is not linked: at::parallel_for, a template, is parallel only with it, and torch has the runtime.
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-NVCC_FLAGS += [f"-gencode=arch=compute_{a},code={code}_{a}" for a, code in ((80, "sm"), (90, "sm"), (90, "compute"))]
+NVCC_FLAGS += [f"-gencode=arch=compute_{arch},code=[compute_{arch},sm_{arch}]" for arch in (80, 90)]
 
 
 def parallel_compiles() -> int:
@@ -31,28 +31,36 @@ def parallel_compiles() -> int:
     cores, meminfo = os.cpu_count() or 1, Path("/proc/meminfo")
     if not meminfo.exists():
         return cores
-    kib = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return max(1, min(cores, kib // (GIB_PER_COMPILE << 20)))
+    free_kib = int(re.search(r"MemAvailable: +(\d+)", meminfo.read_text())[1])
+    return max(1, min(cores, free_kib // (GIB_PER_COMPILE << 20)))
 
 
 def find_nvcc() -> tuple[str, list[str]] | None:
-    """nvcc and its library folders; None for a build without CUDA, as EIGENDAMAGE_CUDA = 0, 1 or auto says."""
+    """nvcc and its library folders; None for no CUDA, as EIGENDAMAGE_CUDA = 0, 1 or auto says."""
     wanted = os.environ.get("EIGENDAMAGE_CUDA", "auto")
     if wanted not in ("0", "1", "auto"):
         sys.exit(f"EIGENDAMAGE_CUDA must be 0, 1 or auto, got {wanted!r}")
     if wanted == "0" or (wanted == "auto" and torch.version.cuda is None):
         return None
-    nvcc = shutil.which("nvcc", path=os.path.join(os.environ["CUDA_HOME"], "bin") if "CUDA_HOME" in os.environ else None)
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
     if nvcc:
         probe = [nvcc, "--verbose", "--preprocess", "--x=cu", os.devnull, "--output-file", os.devnull]
         found = subprocess.run(probe, capture_output=True, text=True)
-        if found.returncode == 0:  # it found cuda_runtime.h
-            return nvcc, [path for path in re.findall('"-L(.+?)"', found.stderr) if not path.endswith("/stubs")]
+        if found.returncode == 0:  # it has cuda_runtime.h
+            return nvcc, re.findall('"-L([^"]+)(?<!/stubs)"', found.stderr)
     if wanted == "1":
         sys.exit("EIGENDAMAGE_CUDA=1 needs nvcc with its headers: put nvcc on PATH, or set CUDA_HOME")
     return None
 
 
+try:
+    import ninja
+
+    os.environ["PATH"] = ninja.BIN_DIR + os.pathsep + os.environ["PATH"]  # torch looks for it there alone
+except ImportError:
+    pass
+os.environ.setdefault("MAX_JOBS", str(parallel_compiles()))
 nvcc, cuda_library_dirs = find_nvcc() or (None, [])
 cuda_sources = sorted(glob("csrc/cuda/*.cu")) if nvcc else []
 if nvcc and not cuda_sources:
@@ -71,7 +79,6 @@ class BuildKernels(BuildExtension):
         super().build_extension(ext)
 
 
-os.environ.setdefault("MAX_JOBS", str(parallel_compiles()))
 setup(
     ext_modules=[
         CppExtension(
