@@ -17,7 +17,7 @@ LIMIT = 2**63
 
 
 class Window(NamedTuple):
-    """A convolution's geometry, vertical before horizontal; `padding` is above and to the left, `positions` the output's size."""
+    """A convolution's geometry, (vertical, horizontal) each; `padding` is above and to the left."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -26,90 +26,88 @@ class Window(NamedTuple):
     positions: tuple[int, int]
 
 
+def fault(op: str, argument: str, rule: str, got: object, remedy: str) -> str:
+    return f"{op}: {argument} must {rule}, got {got}; {remedy}"
+
+
 def check_tensor(op: str, name: str, x: Any) -> None:
-    """Any rank; dense, of a float type, on a device with kernels."""
+    """Dense and of a float type."""
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{op}: {name} must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor"
+            fault(op, name, "be a torch.Tensor", type(x).__name__, "convert it with torch.as_tensor")
         )
     if x.layout is not torch.strided or x.is_nested:
-        kind = "nested" if x.is_nested else str(x.layout)
-        raise TypeError(
-            f"{op}: {name} must be a dense tensor, got layout {kind}; convert it with .to_dense()"
-        )
+        layout = "a nested tensor" if x.is_nested else f"layout {x.layout}"
+        raise TypeError(fault(op, name, "be a dense tensor", layout, "convert it with .to_dense()"))
     if x.dtype not in DTYPES:
-        raise TypeError(
-            f"{op}: {name} must be float32, float64, bfloat16 or float16, got {x.dtype}; convert it with .to(torch.float32)"
-        )
+        rule = "be float32, float64, bfloat16 or float16"
+        raise TypeError(fault(op, name, rule, x.dtype, "convert it with .to(torch.float32)"))
 
 
-def check_device(op: str, name: str, x: Tensor) -> None:
-    """A device the build has kernels for."""
-    if x.device.type not in DEVICES:
-        remedy = "move it with .cpu()"
-        if x.device.type == "cuda":
-            remedy = "rebuild with EIGENDAMAGE_CUDA=1 where nvcc is installed, or move it with .cpu()"
-        elif x.device.type == "meta":
-            remedy = "give it data"
-        raise NotImplementedError(
-            f"{op}: {name} must be on a device this build has kernels for ({', '.join(DEVICES)}), got {x.device}; {remedy}"
-        )
+def check_device(op: str, x: Tensor) -> None:
+    """A device this build has kernels for."""
+    if x.device.type in DEVICES:
+        return
+    remedy = "move it with .cpu()"
+    if x.device.type == "cuda":
+        remedy = "rebuild with EIGENDAMAGE_CUDA=1 where nvcc is installed, or move it with .cpu()"
+    elif x.device.type == "meta":
+        remedy = "give it data"
+    rule = f"be on a device this build has kernels for ({', '.join(DEVICES)})"
+    raise NotImplementedError(fault(op, "x", rule, x.device, remedy))
 
 
 def check_images(op: str, x: Any) -> None:
     """``(N, C, H, W)``, of which only N may be 0."""
     check_tensor(op, "x", x)
-    check_device(op, "x", x)
+    check_device(op, x)
+    shape = tuple(x.shape)
     if x.dim() != 4:
+        remedy = "add the batch with x[None]" if x.dim() == 3 else "reshape it, or see ops.covariance"
         raise ValueError(
-            f"{op}: x must be 4-D (N, C, H, W), got a {x.dim()}-D tensor of shape {tuple(x.shape)}; "
-            + (
-                "add the batch dimension with x[None]"
-                if x.dim() == 3
-                else "use ops.covariance for other ranks"
-            )
+            fault(op, "x", "be 4-D (N, C, H, W)", f"a {x.dim()}-D tensor of shape {shape}", remedy)
         )
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(
-            f"{op}: x must have channels and pixels, got shape {tuple(x.shape)}; only the batch may be empty"
+            fault(op, "x", "have channels and pixels", f"shape {shape}", "only the batch may be empty")
         )
 
 
 def check_bool(op: str, name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be True or False, got {value!r}; pass a bool")
+        raise TypeError(fault(op, name, "be True or False", repr(value), "pass a bool"))
 
 
-def integer(op: str, name: str, value: Any) -> int:
+def check_int(op: str, name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(
-            f"{op}: {name} must be an int, got {value!r} of type {type(value).__name__}; convert it with int()"
+            fault(op, name, "be an int", f"{value!r} ({type(value).__name__})", "convert it with int()")
         )
-    return value
 
 
-def features(op: str, x: Tensor, feature_dim: Any) -> int:
+def feature_axis(op: str, x: Tensor, feature_dim: Any) -> int:
     """`feature_dim` counted from the front."""
-    dim = integer(op, "feature_dim", feature_dim)
+    check_int(op, "feature_dim", feature_dim)
+    shape = tuple(x.shape)
     if x.dim() == 0:
         raise ValueError(
-            f"{op}: x must have at least one dimension, got a scalar; reshape it to (rows, features)"
+            fault(op, "x", "have at least one dimension", "a scalar", "reshape it to (rows, features)")
         )
-    if not -x.dim() <= dim < x.dim():
-        raise ValueError(
-            f"{op}: feature_dim must be in [{-x.dim()}, {x.dim() - 1}], got {dim} for x of shape {tuple(x.shape)}; "
-            "name the dimension that holds the features"
-        )
-    return dim % x.dim()
+    if not -x.dim() <= feature_dim < x.dim():
+        rule, got = f"be in [{-x.dim()}, {x.dim() - 1}]", f"{feature_dim} for x of shape {shape}"
+        raise ValueError(fault(op, "feature_dim", rule, got, "name the dimension of the features"))
+    if x.shape[feature_dim] == 0:
+        raise ValueError(fault(op, "x", "have features", f"shape {shape}", "only the rows may be empty"))
+    return int(feature_dim % x.dim())
 
 
 def group_size(op: str, channels: int, groups: Any) -> int:
     """Channels of one group."""
-    if integer(op, "groups", groups) < 1 or channels % groups != 0:
-        raise ValueError(
-            f"{op}: groups must be a positive divisor of the {channels} channels, got {groups}; use the layer's own groups"
-        )
-    return channels // int(groups)
+    check_int(op, "groups", groups)
+    if groups < 1 or channels % groups != 0:
+        rule = f"be a positive divisor of the {channels} channels"
+        raise ValueError(fault(op, "groups", rule, groups, "use the layer's own groups"))
+    return int(channels // groups)
 
 
 def window(op: str, x: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Window:
@@ -117,120 +115,105 @@ def window(op: str, x: Tensor, kernel_size: Any, stride: Any, padding: Any, dila
     kernel = _pair(op, "kernel_size", kernel_size, 1)
     strides = _pair(op, "stride", stride, 1)
     dilations = _pair(op, "dilation", dilation, 1)
-    reach = (dilations[0] * (kernel[0] - 1), dilations[1] * (kernel[1] - 1))
-    if isinstance(padding, str):
-        if padding not in ("same", "valid"):
+    span = (dilations[0] * (kernel[0] - 1) + 1, dilations[1] * (kernel[1] - 1) + 1)
+    if padding == "same":
+        if strides != (1, 1):
             raise ValueError(
-                f"{op}: padding must be an int, a pair, 'same' or 'valid', got {padding!r}; use one of these"
+                fault(op, "stride", "be 1 with padding 'same'", strides, "pass the padding in pixels")
             )
-        if padding == "same" and strides != (1, 1):
-            raise ValueError(
-                f"{op}: padding 'same' must come with stride 1, got stride {strides}; pass the padding in pixels"
-            )
-        before = (reach[0] // 2, reach[1] // 2) if padding == "same" else (0, 0)
-        total = reach if padding == "same" else (0, 0)
+        before = ((span[0] - 1) // 2, (span[1] - 1) // 2)
+        padded = (x.shape[2] + span[0] - 1, x.shape[3] + span[1] - 1)
+    elif isinstance(padding, str) and padding != "valid":
+        rule = "be an int, a pair, 'same' or 'valid'"
+        raise ValueError(fault(op, "padding", rule, repr(padding), "use one of these"))
     else:
-        before = _pair(op, "padding", padding, 0)
-        total = (2 * before[0], 2 * before[1])
-    room = (x.shape[2] + total[0] - reach[0] - 1, x.shape[3] + total[1] - reach[1] - 1)
-    if room[0] < 0 or room[1] < 0:
-        raise ValueError(
-            f"{op}: kernel_size must fit into the padded input, got a window of {reach[0] + 1}×{reach[1] + 1} "
-            f"(kernel {kernel}, dilation {dilations}) on {x.shape[2] + total[0]}×{x.shape[3] + total[1]} pixels; "
-            "use a smaller kernel or more padding"
-        )
-    return Window(kernel, strides, before, dilations, (room[0] // strides[0] + 1, room[1] // strides[1] + 1))
+        before = (0, 0) if padding == "valid" else _pair(op, "padding", padding, 0)
+        padded = (x.shape[2] + 2 * before[0], x.shape[3] + 2 * before[1])
+    if span[0] > padded[0] or span[1] > padded[1]:
+        got = f"a window of {span} pixels (kernel {kernel}, dilation {dilations}) on {padded}"
+        remedy = "use a smaller kernel or more padding"
+        raise ValueError(fault(op, "kernel_size", "fit into the padded input", got, remedy))
+    positions = ((padded[0] - span[0]) // strides[0] + 1, (padded[1] - span[1]) // strides[1] + 1)
+    return Window(kernel, strides, before, dilations, positions)
 
 
-def scale(op: str, alpha: Any, beta: Any, reduction: Any, count: int) -> float:
-    """The factor of the plain sum; the mean of nothing counts as 0."""
+def divisor(op: str, alpha: Any, beta: Any, reduction: Any, count: int) -> int:
+    """What the sum over `count` terms is divided by; the mean of nothing is 0."""
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise TypeError(
-                f"{op}: {name} must be a number, got {value!r} of type {type(value).__name__}; pass a float"
+                fault(op, name, "be a number", f"{value!r} ({type(value).__name__})", "pass a float")
             )
     if reduction not in ("mean", "sum"):
-        raise ValueError(f"{op}: reduction must be 'mean' or 'sum', got {reduction!r}; use one of these")
+        raise ValueError(fault(op, "reduction", "be 'mean' or 'sum'", repr(reduction), "use one of these"))
     if count >= LIMIT:
-        raise ValueError(
-            f"{op}: x must have fewer than 2^63 positions to sum over, got {count}; split the batch"
-        )
-    return alpha / max(count, 1) if reduction == "mean" else float(alpha)
+        raise ValueError(fault(op, "x", "have fewer than 2^63 terms to sum", count, "split the batch"))
+    return max(count, 1) if reduction == "mean" else 1
 
 
 def check_out(op: str, out: Any, x: Tensor, groups: int, size: int, beta: float) -> None:
-    """`out` is the result's tensor, or None."""
+    """`out` can take the result: ``(size, size)``, or ``(groups, size, size)`` for more than one group."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     shape = (size, size) if groups == 1 else (groups, size, size)
-    if math.prod(shape) * dtype.itemsize >= LIMIT:
+    if groups * size * size * dtype.itemsize >= LIMIT:
         raise ValueError(
-            f"{op}: the result must have fewer than 2^63 bytes, got shape {shape}; use a smaller kernel"
+            fault(op, "the result", "have fewer than 2^63 bytes", f"shape {shape}", "use smaller kernels")
         )
     if out is None:
         if beta != 0:
-            raise ValueError(
-                f"{op}: beta must be 0 where out is not given, got {beta}; pass out or drop beta"
-            )
+            raise ValueError(fault(op, "beta", "be 0 where out is not given", beta, "pass out or drop beta"))
         return
     if not isinstance(out, Tensor) or out.layout is not torch.strided or out.is_nested:
-        raise TypeError(
-            f"{op}: out must be a dense torch.Tensor, got {type(out).__name__}; allocate it with torch.zeros"
-        )
+        got = type(out).__name__ if not isinstance(out, Tensor) else f"layout {out.layout}"
+        raise TypeError(fault(op, "out", "be a dense torch.Tensor", got, "allocate it with torch.zeros"))
     if out.device != x.device:
         raise ValueError(
-            f"{op}: out must be on the device of x, {x.device}, got {out.device}; allocate it there"
+            fault(op, "out", f"be on the device of x, {x.device}", out.device, "allocate it there")
         )
     if out.dtype != dtype:
-        raise TypeError(f"{op}: out must be {dtype} for x of {x.dtype}, got {out.dtype}; allocate it so")
-    if tuple(out.shape) != shape:
-        raise ValueError(f"{op}: out must have shape {shape}, got {tuple(out.shape)}; allocate it so")
+        raise TypeError(
+            fault(op, "out", f"be {dtype} for x of {x.dtype}", out.dtype, f"allocate it as {dtype}")
+        )
+    if out.shape != shape:
+        raise ValueError(
+            fault(op, "out", f"have shape {shape}", tuple(out.shape), "allocate it with this shape")
+        )
     if out.requires_grad:
-        raise ValueError(f"{op}: out must not require grad, got a tensor that does; pass out.detach()")
+        raise ValueError(fault(op, "out", "not require grad", "a tensor that does", "pass out.detach()"))
 
 
 def check_matrices(matrices: Sequence[Any], stacked: bool, errors: Any, names: Any) -> None:
-    """A list of square matrices on one device, or one stack of them; a name for each."""
+    """A list of square matrices on one device, or one stack of them, and a name for each."""
     op = "eigh"
     if errors not in ("raise", "info"):
-        raise ValueError(f"{op}: errors must be 'raise' or 'info', got {errors!r}; use one of these")
+        raise ValueError(fault(op, "errors", "be 'raise' or 'info'", repr(errors), "use one of these"))
+    rank = "(…, n, n)" if stacked else "(n, n)"
     for index, matrix in enumerate(matrices):
         name = "matrices" if stacked else f"matrices[{index}]"
         check_tensor(op, name, matrix)
         if matrix.device.type == "meta":
-            raise NotImplementedError(f"{op}: {name} must hold data, got a meta tensor; materialise it first")
+            raise NotImplementedError(fault(op, name, "hold data", "a meta tensor", "materialise it first"))
         if matrix.dim() < 2 or (matrix.dim() > 2 and not stacked) or matrix.shape[-1] != matrix.shape[-2]:
-            rank = "(…, n, n)" if stacked else "(n, n)"
-            raise ValueError(
-                f"{op}: {name} must be square {rank}, got shape {tuple(matrix.shape)}; pass symmetric matrices"
-            )
+            got = f"shape {tuple(matrix.shape)}"
+            raise ValueError(fault(op, name, f"be square {rank}", got, "pass symmetric matrices"))
         if matrix.device != matrices[0].device:
-            raise ValueError(
-                f"{op}: {name} must be on the device of the first, {matrices[0].device}, got {matrix.device}; move it there"
-            )
+            rule = f"be on the device of the first, {matrices[0].device}"
+            raise ValueError(fault(op, name, rule, matrix.device, "move them to one device"))
     if names is not None:
         count = math.prod(matrices[0].shape[:-2]) if stacked else len(matrices)
         if isinstance(names, str) or len(names) != count:
-            got = repr(names) if isinstance(names, str) else len(names)
+            got = repr(names) if isinstance(names, str) else str(len(names))
             raise ValueError(
-                f"{op}: names must hold one string for each of the {count} matrices, got {got}; leave it out"
+                fault(op, "names", f"hold a string for each of {count} matrices", got, "or leave it out")
             )
-
-
-def _overlaps_itself(tensor: Tensor) -> bool:
-    reach = 0
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride <= reach:
-            return True
-        reach += stride * (size - 1)
-    return False
 
 
 def _pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
-        raise ValueError(f"{op}: {name} must be an int or a pair, got {value!r}; give (vertical, horizontal)")
+        raise ValueError(fault(op, name, "be an int or a pair", repr(value), "give (vertical, horizontal)"))
     for part in pair:
-        integer(op, name, part)
+        check_int(op, name, part)
         if part < least:
-            raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}; use the layer's own")
+            raise ValueError(fault(op, name, f"be at least {least}", repr(value), "use the layer's own"))
     return pair

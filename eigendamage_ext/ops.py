@@ -1,10 +1,11 @@
 """The compiled kernels as functions of tensors.
 
-Common to the covariances: ``out = beta·out + alpha·reduced``, where ``reduced`` is the mean ("mean") or the plain sum ("sum") of
-outer products. Without ``out`` a new tensor is returned, with it ``out`` itself; ``beta = 0`` never reads it. Inputs are float32,
-float64, bfloat16 or float16 with any strides, and are read where they are; the halves give float32. Results are exactly symmetric;
-where ``beta`` is not 0, ``out`` is taken to be symmetric. An empty batch sums to 0, and its mean is 0 as well. Inputs that require grad
-are detached: no gradient flows through these functions. `eigendamage_ext.reference` holds a plain PyTorch twin of each.
+Common to the covariances: ``out = beta·out + alpha·reduced``, ``reduced`` being the mean or the plain sum of
+outer products. Without ``out`` a new tensor is returned, with it ``out`` itself; ``beta = 0`` never reads it.
+Inputs are float32, float64, bfloat16 or float16 with any strides, read where they are; the halves give
+float32. Results are exactly symmetric; where ``beta`` is not 0, ``out`` is taken to be. An empty batch sums
+to 0, and its mean is 0 too. Inputs that require grad are detached: no gradient flows through.
+`eigendamage_ext.reference` holds a plain PyTorch twin of each function.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigendamage_ext import _C, _arguments, _eigh
+try:
+    from eigendamage_ext import _C
+except ImportError as error:
+    raise ImportError(
+        "eigendamage_ext: its compiled kernels are missing or were built for another torch; "
+        "run `make build` in the source tree, or `pip install --no-build-isolation .`"
+    ) from error
+
+from eigendamage_ext import _arguments, _eigh
 from eigendamage_ext._arguments import IntOrPair
 from eigendamage_ext._eigh import EighError, Failure
 
@@ -39,40 +48,37 @@ def covariance(
     alpha: float = 1.0,
     beta: float = 0.0,
 ) -> Tensor:
-    """Second moment of rows: ``Σ_r x_r x_rᵀ``, averaged over all rows r.
+    """Second moment of rows: ``Σ_r x_r x_rᵀ``, averaged over the rows r.
 
     Args:
-        x: ``(…, F, …)``, of any rank; every dimension but `feature_dim` counts rows. Copied only where the rows need more than
-            three strides.
+        x: ``(…, F, …)`` of any rank; every dimension but `feature_dim` counts rows. Copied only where more
+            than three strides are needed to walk over the rows.
         feature_dim: where F is.
         groups: number g of consecutive blocks of features, each with a matrix of its own.
         bias: append the constant 1 to every row (of every group).
-        reduction: "mean" over rows or "sum".
-        out: the result's tensor, with any strides; must not overlap `x`.
+        reduction: "mean" over rows, or "sum".
+        out: a tensor for the result, with any strides; it may not overlap `x`.
         alpha: factor of the new term.
         beta: factor of what `out` held.
 
     Returns:
-        ``(F, F)`` for one group, else ``(g, F/g, F/g)``; with `bias` one row and column more.
+        ``(F, F)`` for one group, else ``(g, F/g, F/g)``; with `bias` one row and one column more.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: naming the argument, the rule and the remedy.
+        TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
     """
     op = "covariance"
     _arguments.check_tensor(op, "x", x)
-    _arguments.check_device(op, "x", x)
-    dim = _arguments.features(op, x, feature_dim)
+    _arguments.check_device(op, x)
+    dim = _arguments.feature_axis(op, x, feature_dim)
     _arguments.check_bool(op, "bias", bias)
     size = _arguments.group_size(op, x.shape[dim], groups) + bias
     rows = 1
     for index, length in enumerate(x.shape):
         rows *= 1 if index == dim else length
-    factor = _arguments.scale(op, alpha, beta, reduction, rows)
+    divisor = _arguments.divisor(op, alpha, beta, reduction, rows)
     _arguments.check_out(op, out, x, groups, size, beta)
-    if out is None:
-        return _OPS.covariance(x.detach(), dim, groups, bias, factor)
-    _OPS.covariance_(x.detach(), dim, bias, factor, beta, out)
-    return out
+    return _call(op, x, (dim, bias), groups, divisor, alpha, beta, out)
 
 
 def channel_covariance(
@@ -88,16 +94,17 @@ def channel_covariance(
     alpha: float = 1.0,
     beta: float = 0.0,
 ) -> Tensor:
-    """Channel factor of a convolution's input: ``Σ_ntk a_ntk a_ntkᵀ``, averaged over N examples, T positions and K offsets.
+    """Channel factor of a convolution: ``Σ_ntk a_ntk a_ntkᵀ``, averaged over examples, positions and offsets.
 
-    ``a_ntk (C,)`` is the pixel under kernel offset k when the window stands at position t, 0 in the padding (Wang et al. 2019,
-    "EigenDamage"). Computed as a Gram of pixels, each weighted by the number of windows that cover it; no patches are formed.
+    ``a_ntk (C,)`` is the pixel under kernel offset k when the window stands at position t, 0 in the padding
+    (Wang et al. 2019, "EigenDamage"). A Gram of pixels, each weighted by the number of windows that cover it:
+    no patches.
 
     Args:
         x: ``(N, C, H, W)``.
         kernel_size, stride, dilation: int or (vertical, horizontal), as in `torch.nn.Conv2d`.
-        padding: zeros on every side: int, (vertical, horizontal), "valid" (none) or "same" (stride 1; where the total is odd the
-            further line is after the image).
+        padding: zeros on each side: int, (vertical, horizontal), "valid" (none) or "same" (stride 1 only; of
+            an odd number of lines the extra one comes after the image).
         groups: number g of consecutive blocks of channels, each with a matrix of its own.
         reduction, out, alpha, beta: as in `covariance`.
 
@@ -105,19 +112,16 @@ def channel_covariance(
         ``(C, C)`` for one group, else ``(g, C/g, C/g)``.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: naming the argument, the rule and the remedy.
+        TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
     """
     op = "channel_covariance"
     _arguments.check_images(op, x)
     window = _arguments.window(op, x, kernel_size, stride, padding, dilation)
     size = _arguments.group_size(op, x.shape[1], groups)
     (kh, kw), (ho, wo) = window.kernel, window.positions
-    factor = _arguments.scale(op, alpha, beta, reduction, x.shape[0] * ho * wo * kh * kw)
+    divisor = _arguments.divisor(op, alpha, beta, reduction, x.shape[0] * ho * wo * kh * kw)
     _arguments.check_out(op, out, x, groups, size, beta)
-    if out is None:
-        return _OPS.channel_covariance(x.detach(), *window, groups, factor)
-    _OPS.channel_covariance_(x.detach(), *window, factor, beta, out)
-    return out
+    return _call(op, x, window, groups, divisor, alpha, beta, out)
 
 
 def patch_covariance(
@@ -134,10 +138,11 @@ def patch_covariance(
     alpha: float = 1.0,
     beta: float = 0.0,
 ) -> Tensor:
-    """Patch factor of a convolution's input: ``Σ_nt a_nt a_ntᵀ``, averaged over N examples and T positions.
+    """Patch factor of a convolution: ``Σ_nt a_nt a_ntᵀ``, averaged over N examples and T positions.
 
-    ``a_nt (D,)`` is the patch at position t in the order (channel, row, column) of `torch.nn.functional.unfold`, 0 in the padding
-    (Grosse & Martens 2016, "A Kronecker-factored approximate Fisher matrix for convolution layers"). No patches are formed.
+    ``a_nt (D,)`` is the patch at position t in the order (channel, row, column) of
+    `torch.nn.functional.unfold`, 0 in the padding (Grosse & Martens 2016, "A Kronecker-factored approximate
+    Fisher matrix for convolution layers").
 
     Args:
         x: ``(N, C, H, W)``.
@@ -146,10 +151,10 @@ def patch_covariance(
         reduction, out, alpha, beta: as in `covariance`.
 
     Returns:
-        ``(D, D)`` for one group, else ``(g, D, D)``, D = C/g·kh·kw, plus 1 with `bias`.
+        ``(D, D)`` for one group, else ``(g, D, D)``; D = C/g·kh·kw, plus 1 with `bias`.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: naming the argument, the rule and the remedy.
+        TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
     """
     op = "patch_covariance"
     _arguments.check_images(op, x)
@@ -157,12 +162,9 @@ def patch_covariance(
     _arguments.check_bool(op, "bias", bias)
     (kh, kw), (ho, wo) = window.kernel, window.positions
     size = _arguments.group_size(op, x.shape[1], groups) * kh * kw + bias
-    factor = _arguments.scale(op, alpha, beta, reduction, x.shape[0] * ho * wo)
+    divisor = _arguments.divisor(op, alpha, beta, reduction, x.shape[0] * ho * wo)
     _arguments.check_out(op, out, x, groups, size, beta)
-    if out is None:
-        return _OPS.patch_covariance(x.detach(), *window, groups, bias, factor)
-    _OPS.patch_covariance_(x.detach(), *window, bias, factor, beta, out)
-    return out
+    return _call(op, x, (*window, bias), groups, divisor, alpha, beta, out)
 
 
 def eigh(
@@ -170,24 +172,26 @@ def eigh(
 ) -> tuple[Any, Any, Tensor]:
     """Eigendecomposition of many symmetric matrices of any sizes.
 
-    Only lower triangles are read. Eigenvalues ascend; eigenvectors are columns, and the component of largest magnitude (the first of
-    equals) is positive. Residual and orthogonality of every result are checked to 8·n·eps; one that fails is solved again alone in
-    float64. A matrix that cannot be solved (not finite, for one) fails alone.
+    Only lower triangles are read. Eigenvalues ascend; eigenvectors are columns, whose component of largest
+    magnitude (the first of equals) is positive. Residual and orthogonality of every result are checked to
+    8·n·eps; one that fails is solved again in float64. A matrix without a result, such as one that is not
+    finite, fails alone.
 
     Args:
-        matrices: ``(…, n, n)``, or a list of ``(n, n)`` of any sizes, strides and dtypes (float32 and float64; the halves are
-            solved and returned in float32) on one device. Not changed, nor shared with the result.
-        errors: "raise" an `EighError` after everything else is computed, or "info": failed outputs are NaN and have their code.
-        names: what to call the matrices in an error, one string for each (row-major for a stack); else their index.
+        matrices: a stack ``(…, n, n)``, or a list of ``(n, n)`` of any sizes, strides and float types on one
+            device (the halves are solved and returned in float32). They are not changed.
+        errors: "raise" an `EighError` once everything else is computed, or "info": failed outputs are NaN.
+        names: what to call the matrices in an error, one string for each (of a stack, row by row).
 
     Returns:
-        Eigenvalues ``(…, n)``, eigenvectors ``(…, n, n)`` and int32 codes ``(…,)`` of a stack; of a list, a list of ``(n,)``,
-        a list of ``(n, n)`` and codes ``(len,)``. Codes: 0 solved, 1 input not finite, 2 not solvable to the accuracy above,
-        3 an eigenvalue overflows the dtype.
+        Eigenvalues ``(…, n)``, eigenvectors ``(…, n, n)`` and int32 codes ``(…,)`` of a stack; of a list, a
+        list of ``(n,)``, a list of ``(n, n)`` and codes ``(len,)``. The codes: 0 solved, 1 input not finite,
+        2 not solvable to that accuracy, 3 an eigenvalue overflows the dtype.
 
     Raises:
-        EighError: with ``errors="raise"``; its ``.failures`` lists (name or index, n, reason), its ``.result`` is what "info" returns.
-        TypeError, ValueError, NotImplementedError: naming the argument, the rule and the remedy.
+        EighError: for ``errors="raise"``. Its ``.failures`` lists (name or index, n, reason), its ``.result``
+            is what "info" returns.
+        TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
     """
     stacked = isinstance(matrices, Tensor)
     items = [matrices] if isinstance(matrices, Tensor) else list(matrices)
@@ -202,7 +206,7 @@ def eigh(
 
 
 def build_info() -> dict[str, Any]:
-    """What runs: versions, CUDA or not, the CPU kernels' instruction set ("v4", …) and the number of threads."""
+    """What runs: versions, CUDA or not, the CPU kernels' instruction set ("v4", …), the number of threads."""
     from eigendamage_ext import __version__
 
     compiled = _C.build_info()
@@ -216,133 +220,112 @@ def build_info() -> dict[str, Any]:
     }
 
 
-_LIBRARY = torch.library.Library("eigendamage_ext", "DEF")
+_LIBRARY: Any = torch.library.Library("eigendamage_ext", "DEF")  # type: ignore[no-untyped-call]
 _OPS: Any = torch.ops.eigendamage_ext
-_WINDOW = "SymInt[2] kernel, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt[2] positions"
 
 
-def _register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def _call(
+    op: str,
+    x: Tensor,
+    parameters: tuple[Any, ...],
+    groups: int,
+    divisor: int,
+    alpha: float,
+    beta: float,
+    out: Tensor | None,
+) -> Tensor:
+    if out is None:
+        new: Tensor = getattr(_OPS, op)(x.detach(), *parameters, groups, divisor, alpha)
+        return new
+    getattr(_OPS, f"{op}_")(x.detach(), *parameters, divisor, alpha, beta, out)
+    return out
+
+
+def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"eigendamage_ext::{name}", fake, lib=_LIBRARY)
 
 
-def _new_factor(x: Tensor, groups: int, size: int) -> Tensor:
-    shape = (size, size) if groups == 1 else (groups, size, size)
-    return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+def _define_covariance(op: str, parameters: str, run: Callable[..., None], size: Callable[..., int]) -> None:
+    """Define ``op(x, …, groups, divisor, alpha) -> out`` and ``op_(x, …, divisor, alpha, beta, out)``.
 
+    Args:
+        op: its name.
+        parameters: the schema of what stands for "…".
+        run: ``run(x, *parameters, alpha / divisor, beta, out)`` fills out ``(g, F, F)``.
+        size: ``size(x, groups, *parameters)`` is F.
+    """
 
-def _returns_nothing(*_: Any) -> None:
-    return None
+    def allocate(x: Tensor, *arguments: Any) -> Tensor:
+        *settings, groups, _, _ = arguments
+        side = size(x, groups, *settings)
+        shape = (side, side) if groups == 1 else (groups, side, side)
+        return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
+    def compute(x: Tensor, *arguments: Any) -> Tensor:
+        *settings, _, divisor, alpha = arguments
+        out = allocate(x, *arguments)
+        run(x, *settings, alpha / divisor, 0.0, out if out.dim() == 3 else out[None])
+        return out
 
-def _stack_of(out: Tensor) -> Tensor:
-    """``(g, F, F)`` whether or not there is a group dimension; told to autograd, which cannot see the kernels write."""
-    if not out.is_inference():
-        torch.autograd.graph.increment_version(out)
-    return out if out.dim() == 3 else out[None]
+    def update(x: Tensor, *arguments: Any) -> None:
+        *settings, divisor, alpha, beta, out = arguments
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(out)  # the kernel writes behind autograd's back
+        run(x, *settings, alpha / divisor, beta, out if out.dim() == 3 else out[None])
+
+    new, into = (
+        "SymInt groups, SymInt divisor, float alpha",
+        "SymInt divisor, float alpha, float beta, Tensor(a!) out",
+    )
+    _define(f"{op}(Tensor x, {parameters}, {new}) -> Tensor", compute, allocate)
+    _define(f"{op}_(Tensor x, {parameters}, {into}) -> ()", update, lambda *_: None)
 
 
 def _as_images(x: Tensor, feature_dim: int) -> Tensor:
-    """``(N, F, H, W)`` whose positions are the rows of x, without a copy unless they need more than three strides."""
+    """``(N, F, H, W)`` whose positions are the rows of x; a copy only where three strides are too few."""
     sizes, strides = list(x.shape), list(x.stride())
     features, feature_stride = sizes.pop(feature_dim), strides.pop(feature_dim)
     if 0 in sizes:
         return x.new_empty((0, features, 1, 1))
-    rows: list[
-        tuple[int, int]
-    ] = []  # (stride, size), outermost first, each that continues its neighbour merged with it
-    for stride, size in sorted(((t, s) for t, s in zip(strides, sizes, strict=True) if s != 1), reverse=True):
-        if rows and rows[-1][0] == size * stride:
+    rows: list[tuple[int, int]] = []  # (stride, size), outermost first; what continues its neighbour joins it
+    for stride, size in sorted(zip(strides, sizes, strict=True), reverse=True):
+        if size > 1 and rows and rows[-1][0] == size * stride:
             rows[-1] = (stride, rows[-1][1] * size)
-        else:
+        elif size > 1:
             rows.append((stride, size))
     if len(rows) > 3:
-        dense = x.movedim(feature_dim, -1).reshape(-1, features)
-        return dense[:, :, None, None]
+        return x.movedim(feature_dim, -1).reshape(-1, features)[:, :, None, None]
     single = (0, 1)
-    if not rows:
-        rows = [single]
-    if len(rows) == 1 and rows[0][0] < feature_stride:
-        rows.insert(0, single)
-    batch = rows[0]
-    height, width = ([single, single] + rows[1:])[-2:]
-    return x.as_strided(
-        (batch[1], features, height[1], width[1]),
-        (batch[0], feature_stride, height[0], width[0]),
-        x.storage_offset(),
-    )
+    if len(rows) == 2:
+        rows.insert(1, single)
+    elif len(rows) == 1 and rows[0][0] >= feature_stride:
+        rows += [single, single]  # a batch of single pixels
+    batch, height, width = [single] * (3 - len(rows)) + rows
+    shape = (batch[1], features, height[1], width[1])
+    return x.as_strided(shape, (batch[0], feature_stride, height[0], width[0]), x.storage_offset())
 
 
-def _covariance(x: Tensor, feature_dim: int, groups: int, bias: bool, alpha: float) -> Tensor:
-    out = _covariance_fake(x, feature_dim, groups, bias, alpha)
-    _C.covariance_(_as_images(x, feature_dim), bias, alpha, 0.0, _stack_of(out))
-    return out
+_WINDOW = "SymInt[2] kernel, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt[2] positions"
 
-
-def _covariance_(x: Tensor, feature_dim: int, bias: bool, alpha: float, beta: float, out: Tensor) -> None:
-    _C.covariance_(_as_images(x, feature_dim), bias, alpha, beta, _stack_of(out))
-
-
-def _covariance_fake(x: Tensor, feature_dim: int, groups: int, bias: bool, alpha: float) -> Tensor:
-    return _new_factor(x, groups, x.shape[feature_dim] // groups + bias)
-
-
-def _channel_covariance(x: Tensor, *arguments: Any) -> Tensor:
-    *window, groups, alpha = arguments
-    out = _channel_covariance_fake(x, *arguments)
-    _C.channel_covariance_(x, *window, alpha, 0.0, _stack_of(out))
-    return out
-
-
-def _channel_covariance_(x: Tensor, *arguments: Any) -> None:
-    *settings, out = arguments
-    _C.channel_covariance_(x, *settings, _stack_of(out))
-
-
-def _channel_covariance_fake(x: Tensor, *arguments: Any) -> Tensor:
-    *_, groups, _ = arguments
-    return _new_factor(x, groups, x.shape[1] // groups)
-
-
-def _patch_covariance(x: Tensor, *arguments: Any) -> Tensor:
-    *window, groups, bias, alpha = arguments
-    out = _patch_covariance_fake(x, *arguments)
-    _C.patch_covariance_(x, *window, bias, alpha, 0.0, _stack_of(out))
-    return out
-
-
-def _patch_covariance_(x: Tensor, *arguments: Any) -> None:
-    *settings, out = arguments
-    _C.patch_covariance_(x, *settings, _stack_of(out))
-
-
-def _patch_covariance_fake(x: Tensor, *arguments: Any) -> Tensor:
-    (kh, kw), *_, groups, bias, _ = arguments
-    return _new_factor(x, groups, x.shape[1] // groups * kh * kw + bias)
-
-
-_SUM = "float alpha"
-_INTO = "float alpha, float beta, Tensor(a!) out"
-_register(
-    f"covariance(Tensor x, int feature_dim, SymInt groups, bool bias, {_SUM}) -> Tensor",
-    _covariance,
-    _covariance_fake,
+_define_covariance(
+    "covariance",
+    "int feature_dim, bool bias",
+    lambda x, feature_dim, *rest: _C.covariance_(_as_images(x, feature_dim), *rest),
+    lambda x, groups, feature_dim, bias: x.shape[feature_dim] // groups + bias,
 )
-_register(f"covariance_(Tensor x, int feature_dim, bool bias, {_INTO}) -> ()", _covariance_, _returns_nothing)
-_register(
-    f"channel_covariance(Tensor x, {_WINDOW}, SymInt groups, {_SUM}) -> Tensor",
-    _channel_covariance,
-    _channel_covariance_fake,
+_define_covariance(
+    "channel_covariance",
+    _WINDOW,
+    _C.channel_covariance_,
+    lambda x, groups, *_: x.shape[1] // groups,
 )
-_register(f"channel_covariance_(Tensor x, {_WINDOW}, {_INTO}) -> ()", _channel_covariance_, _returns_nothing)
-_register(
-    f"patch_covariance(Tensor x, {_WINDOW}, SymInt groups, bool bias, {_SUM}) -> Tensor",
-    _patch_covariance,
-    _patch_covariance_fake,
+_define_covariance(
+    "patch_covariance",
+    f"{_WINDOW}, bool bias",
+    _C.patch_covariance_,
+    lambda x, groups, kernel, *rest: x.shape[1] // groups * kernel[0] * kernel[1] + rest[-1],
 )
-_register(
-    f"patch_covariance_(Tensor x, {_WINDOW}, bool bias, {_INTO}) -> ()", _patch_covariance_, _returns_nothing
-)
-_register("eigh(Tensor[] matrices) -> (Tensor[], Tensor[], Tensor)", _eigh.solve, _eigh.fake)
+_define("eigh(Tensor[] matrices) -> (Tensor[], Tensor[], Tensor)", _eigh.solve, _eigh.fake)

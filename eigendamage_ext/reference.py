@@ -1,19 +1,19 @@
-"""Plain PyTorch twins of `eigendamage_ext.ops`: the specification, the tests' oracle and the benchmarks' baseline.
+"""Plain PyTorch twins of `eigendamage_ext.ops`: the specification, and the oracle of tests and benchmarks.
 
-Same names, signatures and results, on any device, with no compiled code: patches by `F.unfold`, sums by `matmul`, in the dtype
-of the input (float32 for the halves). Give float64 for an oracle. Arguments are taken at their word; `ops` is what checks them.
+Same names, signatures and results, on any device and without compiled code: patches by `F.unfold`, sums by
+`matmul`, in the dtype of the input (float32 for the halves; give float64 for an oracle). Arguments are taken
+at their word.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eigendamage_ext._eigh import EighError
-
-NON_FINITE = 1
+from eigendamage_ext._eigh import NOT_FINITE, raise_failures
 
 
 def covariance(
@@ -27,7 +27,7 @@ def covariance(
     alpha: float = 1.0,
     beta: float = 0.0,
 ) -> Tensor:
-    """Second moment ``Σ_r x_r x_rᵀ`` of the rows of ``x (…, F, …)``: ``(F, F)`` or ``(g, F/g, F/g)``; mean over rows."""
+    """``Σ_r x_r x_rᵀ`` over the rows of ``x (…, F, …)``: ``(F, F)`` or ``(g, F/g, F/g)``; mean over rows."""
     features = _upcast(x).movedim(feature_dim, 0)
     columns = features.reshape(groups, features.shape[0] // groups, features[0].numel())
     return _update(_gram(columns, bias), columns.shape[2], reduction, out, alpha, beta)
@@ -46,7 +46,7 @@ def channel_covariance(
     alpha: float = 1.0,
     beta: float = 0.0,
 ) -> Tensor:
-    """``Σ_ntk a_ntk a_ntkᵀ`` over the patches of ``x (N, C, H, W)``: ``(C, C)`` or ``(g, C/g, C/g)``; mean over N·T·K."""
+    """``Σ_ntk a_ntk a_ntkᵀ`` over ``x (N, C, H, W)``: ``(C, C)`` or ``(g, C/g, C/g)``; mean over N·T·K."""
     patches = unfold(x, kernel_size, stride=stride, padding=padding, dilation=dilation)
     examples, channels, offsets, positions = patches.shape
     columns = patches.movedim(0, 1).reshape(groups, channels // groups, examples * offsets * positions)
@@ -67,7 +67,7 @@ def patch_covariance(
     alpha: float = 1.0,
     beta: float = 0.0,
 ) -> Tensor:
-    """``Σ_nt a_nt a_ntᵀ`` over the patches of ``x (N, C, H, W)``: ``(D, D)`` or ``(g, D, D)``, D = C/g·K; mean over N·T."""
+    """``Σ_nt a_nt a_ntᵀ`` over ``x (N, C, H, W)``: ``(D, D)`` or ``(g, D, D)``, D = C/g·K; mean over N·T."""
     patches = unfold(x, kernel_size, stride=stride, padding=padding, dilation=dilation)
     examples, channels, offsets, positions = patches.shape
     columns = patches.movedim(0, 2).reshape(groups, channels // groups * offsets, examples * positions)
@@ -82,7 +82,7 @@ def unfold(
     padding: int | tuple[int, int] | str = 0,
     dilation: int | tuple[int, int] = 1,
 ) -> Tensor:
-    """Patches ``(N, C, K, T)`` of ``x (N, C, H, W)``: entry [n, c, k, t] is channel c under kernel offset k at position t."""
+    """Patches ``(N, C, K, T)`` of ``x (N, C, H, W)``: channel c under kernel offset k at position t."""
     kernel, dilation = _pair(kernel_size), _pair(dilation)
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -97,30 +97,27 @@ def unfold(
 
 def eigh(
     matrices: Tensor | Sequence[Tensor], *, errors: str = "raise", names: Sequence[str] | None = None
-) -> tuple[Tensor | list[Tensor], Tensor | list[Tensor], Tensor]:
-    """Eigenvalues ``(n,)``, eigenvectors ``(n, n)`` and info of symmetric matrices: one `torch.linalg.eigh` call for each."""
-    if isinstance(matrices, Tensor):
-        batch, n = matrices.shape[:-2], matrices.shape[-1]
-        flat = list(matrices.reshape(math.prod(batch), n, n))
-    else:
-        batch, flat = torch.Size([len(matrices)]), list(matrices)
+) -> tuple[Any, Any, Tensor]:
+    """Eigenvalues, eigenvectors and info of symmetric matrices: one `torch.linalg.eigh` call for each."""
+    stack = matrices if isinstance(matrices, Tensor) else None
+    flat = (
+        list(matrices) if stack is None else [*stack.reshape(-1, *stack.shape[-2:])] if stack.numel() else []
+    )
     solved = [_eigh_one(_upcast(matrix)) for matrix in flat]
     values, vectors = [pair[0] for pair in solved], [pair[1] for pair in solved]
-    info = torch.tensor([0 if pair[0].isfinite().all() else NON_FINITE for pair in solved], dtype=torch.int32)
-    result: tuple[Tensor | list[Tensor], Tensor | list[Tensor], Tensor] = (values, vectors, info)
-    if isinstance(matrices, Tensor):
-        empty = _upcast(matrices).new_empty
+    info = torch.tensor([0 if value.isfinite().all() else NOT_FINITE for value in values], dtype=torch.int32)
+    result: tuple[Any, Any, Tensor] = (values, vectors, info)
+    if stack is not None:
+        like = _upcast(stack)
+        shaped = [torch.stack(found) if flat else like.new_empty(0) for found in (values, vectors)]
+        codes = info if flat else torch.zeros(stack.shape[:-2], dtype=torch.int32)
         result = (
-            torch.stack(values).reshape(*batch, n) if flat else empty((*batch, n)),
-            torch.stack(vectors).reshape(*batch, n, n) if flat else empty((*batch, n, n)),
-            info.reshape(batch).to(matrices.device),
+            shaped[0].reshape(stack.shape[:-1]),
+            shaped[1].reshape(stack.shape),
+            codes.reshape(stack.shape[:-2]).to(stack.device),
         )
-    failures = [
-        (names[i] if names else i, len(values[i]), "the input or an eigenvalue is not finite")
-        for i in info.nonzero().flatten().tolist()
-    ]
-    if failures and errors == "raise":
-        raise EighError(failures, result)
+    if errors == "raise":
+        raise_failures(result, names)
     return result
 
 
