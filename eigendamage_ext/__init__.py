@@ -1,7 +1,29 @@
 """Structured pruning in the Kronecker-factored eigenbasis, and the kernels it stands on."""
 
-from eigendamage_ext import ops
-
 __version__ = "0.1.0"
 
-__all__ = ["ops"]
+from eigendamage_ext import ops
+from eigendamage_ext._files import ArtifactError
+from eigendamage_ext.artifact import load, save
+from eigendamage_ext.curvature.factors import Factors, estimate_factors
+from eigendamage_ext.pruning.plan import Plan, PruneResult
+from eigendamage_ext.pruning.pruner import plan, prune
+from eigendamage_ext.training import evaluate, finetune, mean_loss, recalibrate_bn, train
+
+__all__ = [
+    "ArtifactError",
+    "Factors",
+    "Plan",
+    "PruneResult",
+    "estimate_factors",
+    "evaluate",
+    "finetune",
+    "load",
+    "mean_loss",
+    "ops",
+    "plan",
+    "prune",
+    "recalibrate_bn",
+    "save",
+    "train",
+]

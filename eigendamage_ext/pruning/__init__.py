@@ -1,0 +1,1 @@
+"""Scores, forms, budgets, plans and surgery: from Kronecker factors to a smaller model."""

@@ -1,0 +1,204 @@
+"""Budgets: how many directions every layer keeps so that the network costs what was asked for.
+
+Numbers in, numbers out; nothing here knows a module.
+"""
+
+import heapq
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Real
+from typing import Any
+
+MEASURES = ("flops", "params", "ratio")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the network shall cost.
+
+    Attributes:
+        measure: "flops" or "params": `value` is the fraction kept; "ratio": the share of units cut.
+        value: In (0, 1], of a ratio in [0, 1).
+    """
+
+    measure: str
+    value: float
+
+    @property
+    def kept(self) -> Fraction:
+        """The fraction kept, exactly as it was written in decimals."""
+        value = Fraction(repr(self.value))
+        return 1 - value if self.measure == "ratio" else value
+
+    def __str__(self) -> str:
+        return json.dumps({self.measure: self.value})
+
+
+def parse_target(target: Any) -> Target:
+    """Reads ``{"flops": 0.5}``, ``{"params": "50%"}`` or ``{"ratio": 0.4}``.
+
+    Raises:
+        TypeError: Not a mapping, or a value that is neither a number nor a string.
+        ValueError: Another key, several keys, or a value out of range.
+    """
+    if not isinstance(target, Mapping):
+        raise TypeError(f'plan: target must be a dict such as {{"flops": 0.5}}, got {target!r}')
+    if len(target) != 1:
+        raise ValueError(f"plan: target must have one key ({' or '.join(MEASURES)}), got {target!r}")
+    [(measure, given)] = target.items()
+    if measure not in MEASURES:
+        raise ValueError(f"plan: target must name {' or '.join(MEASURES)}, got {measure!r}")
+    value = _fraction(measure, given)
+    if measure == "ratio":
+        if not 0 <= value < 1:
+            raise ValueError(f"plan: target['ratio'], the share cut, must lie in [0, 1), got {given!r}")
+    elif not 0 < value <= 1:
+        raise ValueError(f"plan: target[{measure!r}], the fraction kept, must lie in (0, 1], got {given!r}")
+    return Target(measure, value)
+
+
+def _fraction(measure: str, given: Any) -> float:
+    rule = f'plan: target[{measure!r}] must be a number or a percentage such as "50%", got {given!r}'
+    if isinstance(given, str):
+        number = given.strip()
+        try:
+            if number.endswith("%"):
+                return float(Decimal(number[:-1]) / 100)
+        except ArithmeticError:
+            pass
+        raise ValueError(rule)
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise TypeError(rule)
+    return float(given)
+
+
+def allowed_ranks(width: int, *, max_ratio: float, round_to: int) -> list[int]:
+    """How many of `width` directions may be kept, ascending: multiples of `round_to`, or everything.
+
+    At most ``max_ratio`` of them is cut, and the best one always stays.
+    """
+    least = max(1, width - math.floor(Fraction(repr(float(max_ratio))) * width))
+    return [rank for rank in range(round_to, width, round_to) if rank >= least] + [width]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a layer.
+
+    Attributes:
+        scores: One for each unit, best first, finite and never ascending.
+        ranks: How many units may be kept, ascending; the last is all of them.
+    """
+
+    scores: Sequence[float]
+    ranks: Sequence[int]
+
+    def index_above(self, threshold: float) -> int:
+        """Index into `ranks` of the smallest that keeps every unit scored above the threshold."""
+        units = bisect_left(self.scores, -threshold, key=lambda score: -score)
+        return bisect_left(self.ranks, units)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the budget must know of a layer.
+
+    Attributes:
+        inputs: Its input side.
+        outputs: Its output side.
+        cost: Cost in the budget's measure of (input rank, output rank): an integer, never falling in either.
+    """
+
+    inputs: Side
+    outputs: Side
+    cost: Callable[[int, int], int]
+
+
+def solve(layers: Sequence[Layer], target: Target, total: int) -> list[tuple[int, int]]:
+    """Ranks under one global threshold whose total cost meets the target from below.
+
+    The lowest threshold on the scores of all units that meets the target is found by bisection; then the
+    units it cut come back, best first, wherever the next rank of their side still fits, until none does.
+    So no single side can keep more: what is left below the target is less than the smallest step.
+
+    Args:
+        layers: Those that may be cut.
+        target: Which measure, and how much of it.
+        total: What the whole network costs uncut in this measure, these layers included.
+
+    Returns:
+        (input rank, output rank) of each layer.
+
+    Raises:
+        ValueError: Even the smallest allowed ranks cost too much; the message names the nearest value.
+    """
+    fixed = total - sum(layer.cost(layer.inputs.ranks[-1], layer.outputs.ranks[-1]) for layer in layers)
+    allowance = math.floor(target.kept * total) - fixed
+    _check_reachable(layers, target, total, fixed, allowance)
+
+    scores = {score for layer in layers for side in (layer.inputs, layer.outputs) for score in side.scores}
+    thresholds = [-math.inf, *sorted(scores)]
+
+    def indices(k: int) -> list[list[int]]:
+        t = thresholds[k]
+        return [[layer.inputs.index_above(t), layer.outputs.index_above(t)] for layer in layers]
+
+    def fits(k: int) -> bool:
+        return sum(_cost(layer, *at) for layer, at in zip(layers, indices(k), strict=True)) <= allowance
+
+    chosen = indices(bisect_left(range(len(thresholds)), True, key=fits))
+    _bring_back(layers, chosen, allowance)
+    return [
+        (layer.inputs.ranks[i], layer.outputs.ranks[o]) for layer, (i, o) in zip(layers, chosen, strict=True)
+    ]
+
+
+def _cost(layer: Layer, i: int, o: int) -> int:
+    """Cost at indices into the ranks of the sides."""
+    return layer.cost(layer.inputs.ranks[i], layer.outputs.ranks[o])
+
+
+def _bring_back(layers: Sequence[Layer], chosen: list[list[int]], allowance: int) -> None:
+    """Raises ranks while they fit, by the best unit each step restores; changes the indices in `chosen`."""
+
+    def steps(l: int) -> Iterator[tuple[float, int, int, int]]:
+        for s, side in enumerate((layers[l].inputs, layers[l].outputs)):
+            at = chosen[l][s]
+            if at + 1 < len(side.ranks):
+                yield -side.scores[side.ranks[at]], l, s, at
+
+    costs = [_cost(layer, *at) for layer, at in zip(layers, chosen, strict=True)]
+    slack = allowance - sum(costs)
+    heap = [step for l in range(len(layers)) for step in steps(l)]
+    heapq.heapify(heap)
+    while heap:
+        _, l, s, at = heapq.heappop(heap)
+        if chosen[l][s] != at:
+            continue
+        chosen[l][s] += 1
+        cost = _cost(layers[l], *chosen[l])
+        if cost - costs[l] > slack:
+            chosen[l][s] -= 1
+            continue
+        slack -= cost - costs[l]
+        costs[l] = cost
+        # Both sides again: the other one may have failed before and fit in the form this step leads to.
+        for step in steps(l):
+            heapq.heappush(heap, step)
+
+
+def _check_reachable(layers: Sequence[Layer], target: Target, total: int, fixed: int, allowance: int) -> None:
+    least = sum(_cost(layer, 0, 0) for layer in layers)
+    if least <= allowance:
+        return
+    kept = math.ceil(Fraction(fixed + least, total) * 10_000) if total else 10_000
+    nearest = Target(target.measure, (10_000 - kept if target.measure == "ratio" else kept) / 10_000)
+    raise ValueError(
+        f"plan: target must be reachable, got {target}; the nearest reachable value is {nearest}, with every "
+        "layer that may be cut at its smallest rank; raise max_ratio, lower round_to or ignore fewer layers"
+    )

@@ -1,0 +1,80 @@
+"""What a network costs, and where its layers run, seen on one example."""
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from eigendamage_ext.curvature.layers import LayerSpec
+from eigendamage_ext.curvature.state import device_of, preserved
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One forward pass of one example.
+
+    Attributes:
+        params: Parameters of the whole model, tied ones once.
+        flops: FLOPs of the whole model as `torch.utils.flop_counter` counts them: 2 for each multiply-add.
+        calls: How often each Conv2d and Linear ran, by name; one that did not run is absent.
+        positions: Pixels (of a Linear: rows) at the input and at the output of each, all its calls together.
+        head: The one whose output is the model's output; where there is none, the one that ran last.
+    """
+
+    params: int
+    flops: int
+    calls: dict[str, int]
+    positions: dict[str, tuple[int, int]]
+    head: str | None
+
+
+def measure(model: nn.Module, example: Tensor) -> Measurement:
+    """Runs the model once, in eval mode without gradients; flags, hooks and random state stay as they were.
+
+    Args:
+        model: Any model that takes `example` alone.
+        example: An input ``(1, ...)``; it moves to the model's device.
+    """
+    calls: Counter[str] = Counter()
+    positions: Counter[tuple[str, str]] = Counter()
+    outputs: dict[str, Tensor] = {}  # held until the end, so that no later tensor takes their memory
+
+    def record(name: str, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        spec = LayerSpec.of(name, module)
+        x = args[0] if args else kwargs["input"]
+        positions[name, "input"] += x.numel() // spec.in_channels
+        positions[name, "output"] += output.numel() // spec.out_channels
+        calls[name] += 1
+        outputs.pop(name, None)
+        outputs[name] = output
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                hook = module.register_forward_hook(partial(record, name), with_kwargs=True)
+                stack.callback(hook.remove)
+        stack.enter_context(preserved(model))
+        stack.enter_context(torch.no_grad())
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        result = model(example.to(device_of(model)))
+    return Measurement(
+        params=sum(p.numel() for p in model.parameters()),
+        flops=counter.get_total_flops(),
+        calls=dict(calls),
+        positions={name: (positions[name, "input"], positions[name, "output"]) for name in calls},
+        head=_head(outputs, result),
+    )
+
+
+def _head(outputs: dict[str, Tensor], result: Any) -> str | None:
+    """The layer that made the result, by the memory they share; `outputs` is in the order of the calls."""
+    names = list(outputs)
+    if isinstance(result, Tensor):
+        memory = result.untyped_storage().data_ptr()
+        names = [name for name in names if outputs[name].untyped_storage().data_ptr() == memory] or names
+    return names[-1] if names else None

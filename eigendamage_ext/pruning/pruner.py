@@ -1,0 +1,262 @@
+"""Pruning in a straight line: factors, scores, budget, plan, a smaller model."""
+
+import operator
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eigendamage_ext.curvature.factors import Factors, estimate_factors
+from eigendamage_ext.curvature.layers import Patterns, check_patterns, matches
+from eigendamage_ext.pruning.allocation import Layer, Side, Target, allowed_ranks, parse_target, solve
+from eigendamage_ext.pruning.criteria import eigendamage_scores
+from eigendamage_ext.pruning.forms import obstacle
+from eigendamage_ext.pruning.measure import measure
+from eigendamage_ext.pruning.plan import Candidate, LayerPlan, Plan, PruneResult, check_layer
+
+METHODS = ("eigendamage",)
+SCORES = ("kfac",)
+
+
+def plan(
+    model: nn.Module,
+    factors: Factors,
+    *,
+    target: Any,
+    method: str = "eigendamage",
+    scores: str = "kfac",
+    ignored_layers: Patterns = (),
+    max_ratio: float = 0.95,
+    round_to: int = 1,
+    prune_head: bool = False,
+    example_inputs: Tensor | None = None,
+) -> Plan:
+    """Decides what every layer keeps so that the model costs what is asked for. Nothing is changed.
+
+    Directions of all layers are cut under one threshold on their scores; each layer then takes its cheapest
+    form at the ranks that are left. See `allocation.solve` for how closely the target is met.
+
+    Args:
+        model: The model the factors were estimated on.
+        factors: Of kind "channel".
+        target: {"flops": f} or {"params": f}, the fraction of the whole model that is kept, in (0, 1]; or
+            {"ratio": r}, the share of units that fall under the threshold, in [0, 1). A number or "50%".
+            Units are the input and output directions of the layers that may be cut. Those of a side that its
+            layer's form merges, and of a layer that no form makes cheaper, stay although they fall.
+        method: "eigendamage".
+        scores: "kfac", eigenvalues of the Kronecker factors.
+        ignored_layers: Names, globs or module types that stay as they are.
+        max_ratio: At most this share of a side is cut, in [0, 1]; the best direction always stays.
+        round_to: Kept ranks (per group) are multiples of this, or everything.
+        prune_head: Cut the layer that makes the logits, too.
+        example_inputs: An input ``(n, ...)`` of the model; the FLOPs of its first example count. None: zeros
+            in the shape of the examples the factors have seen.
+
+    Raises:
+        ValueError: A target that is out of range or cannot be reached (the message names the nearest value),
+            another argument out of range, or factors that do not fit the model or the method.
+        TypeError: An argument of the wrong type.
+    """
+    goal = _check_settings(target, method, scores, max_ratio, round_to)
+    if factors.settings.kind != "channel":
+        raise ValueError(
+            f"plan: factors must be of kind 'channel' for {method}, got {factors.settings.kind!r}; estimate "
+            "them with kind='channel'"
+        )
+    check_patterns(
+        ignored_layers, [*factors.specs, *factors.skipped], caller="plan", argument="ignored_layers"
+    )
+    layers = {
+        name: check_layer(model, spec, caller="plan", origin="the factors")
+        for name, spec in factors.specs.items()
+    }
+    example = _example(factors, example_inputs)
+    original = measure(model, example)
+
+    skipped = dict(factors.skipped)
+    for name in layers:
+        if calls := original.calls.get(name, 0) - 1:
+            skipped[name] = (
+                "called several times in one pass" if calls > 0 else "not called on example_inputs"
+            )
+    basis = factors.eigenbasis()
+    candidates: dict[str, Candidate] = {}
+    kept: dict[str, str] = {}
+    for name, spec in factors.specs.items():
+        if name in skipped:
+            continue
+        reason = obstacle(spec)
+        values = None if reason else eigendamage_scores(spec, layers[name], basis[name])
+        candidates[name] = Candidate(spec, original.positions[name], values)
+        if matches(name, layers[name], ignored_layers):
+            kept[name] = "in ignored_layers"
+        elif reason:
+            kept[name] = reason
+        elif name == original.head and not prune_head:
+            kept[name] = "the head; prune_head=True cuts it"
+
+    rows = {
+        name: candidate.row("dense", 0, 0, note=kept.get(name, "")) for name, candidate in candidates.items()
+    }
+    free = {name: candidate for name, candidate in candidates.items() if name not in kept}
+    rows |= _allocate(free, goal, original.params, original.flops, max_ratio, round_to)
+    return Plan(
+        candidates,
+        rows,
+        settings={
+            "target": {goal.measure: goal.value},
+            "method": method,
+            "scores": scores,
+            "max_ratio": max_ratio,
+            "round_to": round_to,
+            "prune_head": prune_head,
+            "factors": asdict(factors.settings),
+        },
+        skipped=skipped,
+        original=original,
+        example=example,
+    )
+
+
+def prune(
+    model: nn.Module,
+    loader: Iterable[Any] | None,
+    *,
+    target: Any,
+    factors: Factors | None = None,
+    inplace: bool = False,
+    method: str = "eigendamage",
+    scores: str = "kfac",
+    ignored_layers: Patterns = (),
+    max_ratio: float = 0.95,
+    round_to: int = 1,
+    prune_head: bool = False,
+    example_inputs: Tensor | None = None,
+    loss: str = "cross_entropy",
+    fisher: str = "mc",
+    samples: int = 1,
+    weight_sharing: str = "expand",
+    layers: Patterns | None = None,
+    max_examples: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> PruneResult:
+    """`estimate_factors`, `plan` and `Plan.apply` in one call.
+
+    Args:
+        model: The trained model, left as it is unless `inplace`.
+        loader: Batches ``(input, target)``, or inputs alone where no label is needed. Not read if `factors`
+            are given.
+        target: See `plan`.
+        factors: Skips the estimation, and with it every argument from `loss` on.
+        inplace: Replace the layers of `model` itself.
+        method: See `plan`.
+        scores: See `plan`.
+        ignored_layers: See `plan`.
+        max_ratio: See `plan`.
+        round_to: See `plan`.
+        prune_head: See `plan`.
+        example_inputs: See `plan`.
+        loss: See `estimate_factors`.
+        fisher: See `estimate_factors`.
+        samples: See `estimate_factors`.
+        weight_sharing: See `estimate_factors`.
+        layers: See `estimate_factors`.
+        max_examples: See `estimate_factors`.
+        seed: See `estimate_factors`.
+        progress: See `estimate_factors`.
+
+    Raises:
+        ValueError: As its parts do, but settings are checked before the factors are estimated.
+    """
+    _check_settings(target, method, scores, max_ratio, round_to)
+    if factors is None:
+        if loader is None:
+            raise ValueError(
+                "prune: loader must yield batches where no factors are given, got None; pass one of them"
+            )
+        factors = estimate_factors(
+            model,
+            loader,
+            loss=loss,
+            fisher=fisher,
+            samples=samples,
+            kind="channel",
+            weight_sharing=weight_sharing,
+            layers=layers,
+            max_examples=max_examples,
+            seed=seed,
+            progress=progress,
+        )
+    made = plan(
+        model,
+        factors,
+        target=target,
+        method=method,
+        scores=scores,
+        ignored_layers=ignored_layers,
+        max_ratio=max_ratio,
+        round_to=round_to,
+        prune_head=prune_head,
+        example_inputs=example_inputs,
+    )
+    return made.apply(model, inplace=inplace)
+
+
+def _check_settings(target: Any, method: str, scores: str, max_ratio: Any, round_to: Any) -> Target:
+    goal = parse_target(target)
+    if method not in METHODS:
+        raise ValueError(f"plan: method must be one of {', '.join(METHODS)}, got {method!r}")
+    if scores not in SCORES:
+        raise ValueError(f"plan: scores must be one of {', '.join(SCORES)}, got {scores!r}")
+    if isinstance(max_ratio, bool) or not isinstance(max_ratio, int | float):
+        raise TypeError(f"plan: max_ratio must be a number, got {max_ratio!r}")
+    if not 0 <= max_ratio <= 1:
+        raise ValueError(
+            f"plan: max_ratio must lie in [0, 1], the share of a side that may be cut, got {max_ratio!r}"
+        )
+    if isinstance(round_to, bool) or not isinstance(round_to, int):
+        raise TypeError(f"plan: round_to must be an integer, got {round_to!r}")
+    if round_to < 1:
+        raise ValueError(f"plan: round_to must be at least 1, got {round_to}")
+    return goal
+
+
+def _example(factors: Factors, given: Tensor | None) -> Tensor:
+    """One example ``(1, ...)``."""
+    settings = factors.settings
+    if given is None:
+        return torch.zeros(
+            1, *settings.example_shape, dtype=getattr(torch, settings.example_dtype.removeprefix("torch."))
+        )
+    if not isinstance(given, Tensor):
+        raise TypeError(f"plan: example_inputs must be a tensor, got {type(given).__name__}")
+    if given.dim() == 0 or len(given) == 0:
+        raise ValueError(f"plan: example_inputs must hold an example, got the shape {tuple(given.shape)}")
+    return given[:1].detach()
+
+
+def _allocate(
+    free: dict[str, Candidate], target: Target, params: int, flops: int, max_ratio: float, round_to: int
+) -> dict[str, LayerPlan]:
+    """The rows of the layers that may be cut; `params` and `flops` are those of the whole model."""
+    by = "params" if target.measure == "params" else "flops"
+    layers = []
+    for candidate in free.values():
+        assert candidate.scores is not None
+        inputs, outputs = (
+            Side(scores, allowed_ranks(len(scores), max_ratio=max_ratio, round_to=round_to))
+            for scores in (candidate.scores.input_scores, candidate.scores.output_scores)
+        )
+        cost = operator.add if target.measure == "ratio" else partial(candidate.least_cost, by=by)
+        layers.append(Layer(inputs, outputs, cost))
+    units = sum(len(side.scores) for layer in layers for side in (layer.inputs, layer.outputs))
+    ranks = solve(layers, target, {"params": params, "flops": flops, "ratio": units}[target.measure])
+    rows = {name: free[name].cheapest(*kept, by=by) for name, kept in zip(free, ranks, strict=True)}
+    return {
+        name: replace(row, note="no form is cheaper at this threshold") if row.form == "dense" else row
+        for name, row in rows.items()
+    }
