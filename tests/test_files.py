@@ -146,7 +146,7 @@ def test_an_interrupted_write_leaves_the_old_file_alone(path, error):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="must lie in an existing folder.*create"):
+    with pytest.raises(FileNotFoundError, match=r"must lie in an existing folder.*create"):
         write_atomically(tmp_path / "no" / "file", lambda file: None)
 
 

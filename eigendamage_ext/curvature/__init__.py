@@ -1,1 +1,16 @@
 """Kronecker-factored curvature: which layers, which Fisher, the factors and their eigenbasis."""
+
+from eigendamage_ext.curvature.eigenbasis import Eigen, Eigenbasis, LayerEigenbasis
+from eigendamage_ext.curvature.factors import Factors, FactorSettings, LayerFactors, estimate_factors
+from eigendamage_ext.curvature.layers import LayerSpec
+
+__all__ = [
+    "Eigen",
+    "Eigenbasis",
+    "FactorSettings",
+    "Factors",
+    "LayerEigenbasis",
+    "LayerFactors",
+    "LayerSpec",
+    "estimate_factors",
+]

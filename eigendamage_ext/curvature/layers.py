@@ -50,10 +50,12 @@ class LayerSpec:
 
     @property
     def in_per_group(self) -> int:
+        """Input channels of a group, c_in/g."""
         return self.in_channels // self.groups
 
     @property
     def out_per_group(self) -> int:
+        """Output channels of a group, c_out/g."""
         return self.out_channels // self.groups
 
     @property
@@ -188,7 +190,8 @@ def _enclosed(model: nn.Module) -> Iterator[tuple[str, str]]:
         else:
             continue
         for child, _ in module.named_modules(prefix=name):
-            yield child, reason
+            if child != name:
+                yield child, reason
 
 
 def _shared(model: nn.Module) -> dict[str, str]:
