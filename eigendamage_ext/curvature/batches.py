@@ -40,10 +40,6 @@ def batches(
     Raises:
         TypeError, ValueError: The loader is empty, or an item is not what it must be.
     """
-    if max_examples is not None and max_examples < 1:
-        raise ValueError(
-            f"estimate_factors: max_examples must be at least 1, got {max_examples}; leave it out to use all"
-        )
     if isinstance(loader, Tensor) or not isinstance(loader, Iterable):
         raise TypeError(
             f"estimate_factors: loader must be an iterable of batches, got {type(loader).__name__}; "
@@ -100,7 +96,7 @@ def _unpack(index: int, item: Any) -> tuple[Tensor, Tensor | None]:
     if targets is not None and targets.shape[:1] != inputs.shape[:1]:
         raise ValueError(
             "estimate_factors: loader must yield as many targets as inputs, got inputs "
-            f"{tuple(inputs.shape)} and targets {tuple(targets.shape)} in batch {index}; check how it collates"
+            f"{tuple(inputs.shape)} and targets {tuple(targets.shape)} in batch {index}; check its collation"
         )
     return inputs, targets
 

@@ -1,8 +1,9 @@
 """Hooks that sum a model's Kronecker factors batch by batch.
 
 A forward hook takes the input's second moment at once, so the input is not kept, and puts a tensor hook on
-the output for the gradient's; a module's own backward hook would forbid an in-place ReLU after the layer. As
-parameters do not require grad no weight gradient is formed, and the graph starts at the first covered outputs.
+the output for the gradient's; a module's own backward hook would forbid an in-place ReLU after the layer.
+As parameters do not require grad, no weight gradient is formed and the graph starts at the first covered
+outputs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -54,7 +55,7 @@ class Collector:
         weight = module.get_parameter("weight")
         dtype = torch.promote_types(weight.dtype, torch.float32)
         A, G = (weight.new_zeros(shape, dtype=dtype) for shape in factor_shapes(spec, self._kind))
-        return _Sums(spec, A.detach(), G.detach())
+        return _Sums(spec, A, G)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -82,6 +83,7 @@ class Collector:
         count = fisher.count(logits)
         for index, vector in enumerate(fisher.vectors(logits, batch.targets, batch.first), start=1):
             torch.autograd.grad(logits, self._leaves, vector, retain_graph=index < count, allow_unused=True)
+        self._leaves = []
         self._check_finite(batch)
 
     def factors(self, examples: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -151,8 +153,8 @@ class Collector:
         if not logits.isfinite().all():
             self._check_finite(batch)
             raise ValueError(
-                f"estimate_factors: model must give finite logits, got NaN or infinity in batch {batch.index}; "
-                "check its last layers"
+                "estimate_factors: model must give finite logits, got NaN or infinity in batch "
+                f"{batch.index}; check its last layers"
             )
         if not logits.requires_grad:
             raise ValueError(
@@ -161,20 +163,17 @@ class Collector:
             )
 
     def _check_finite(self, batch: Batch) -> None:
-        """Refuses a sum that is not finite: its trace is a sum of squares, so nothing cancels."""
-        traces = {
-            (name, what): matrix.diagonal(dim1=-2, dim2=-1).sum()
-            for what in ("input", "output gradient")
-            for name, sums in self._sums.items()
-            for matrix in (sums.A if what == "input" else sums.G,)
-            if name not in self.dropped
-        }
-        if not traces:
+        """Refuses a sum that is not finite. Its trace is a sum of squares, in which nothing cancels."""
+        kept = [(name, sums) for name, sums in self._sums.items() if name not in self.dropped]
+        matrices = [("input", name, sums.A) for name, sums in kept]
+        matrices += [("output gradient", name, sums.G) for name, sums in kept]
+        if not matrices:
             return
-        finite = torch.stack(list(traces.values())).isfinite().tolist()
-        for (name, what), ok in zip(traces, finite, strict=True):
-            if not ok:
+        device = matrices[0][2].device
+        traces = [matrix.diagonal(dim1=-2, dim2=-1).sum().to(device) for _, _, matrix in matrices]
+        for (what, name, _), finite in zip(matrices, torch.stack(traces).isfinite().tolist(), strict=True):
+            if not finite:
                 raise ValueError(
-                    f"estimate_factors: the {what} of layer {name!r} must be finite, with finite squares, got NaN "
-                    f"or infinity in batch {batch.index}; check the weights and the scale of the data"
+                    f"estimate_factors: the {what} of layer {name!r} must be finite, and its squares too, got "
+                    f"NaN or infinity in batch {batch.index}; check the weights and the scale of the data"
                 )

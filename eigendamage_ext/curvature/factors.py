@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from eigendamage_ext._files import ArtifactError, read_tensors, write_tensors
 from eigendamage_ext.curvature.batches import batches
+from eigendamage_ext.curvature.checks import check_integer, check_word
 from eigendamage_ext.curvature.collector import Collector
 from eigendamage_ext.curvature.eigenbasis import Eigenbasis
-from eigendamage_ext.curvature.fisher import Fisher, check_word
+from eigendamage_ext.curvature.fisher import FISHERS, LOSSES, Fisher
 from eigendamage_ext.curvature.layers import LayerSpec, Patterns, select
 from eigendamage_ext.curvature.moments import KINDS, WEIGHT_SHARINGS, factor_shapes
 from eigendamage_ext.curvature.state import check_model, device_of, preserved
@@ -158,28 +159,28 @@ def estimate_factors(
     seed: int = 0,
     progress: bool = True,
 ) -> Factors:
-    """Estimates the Kronecker factors A and G of every Conv2d and Linear of a model in one pass over a loader.
+    """Estimates the Kronecker factors of every Conv2d and Linear of a model in one pass over a loader.
 
-    With a_nt the input patch of example n at output position t and g_nt the gradient of that example's own loss
-    at the layer's output (Grosse & Martens 2016; "channel": Wang et al. 2019; "reduce": Eschenhagen et al. 2023),
+    With a_nt the input patch of example n at output position t, a_ntk its pixel at kernel offset k, and g_nt
+    the gradient of that example's own loss at the layer's output,
 
-        patch    A = 1/(N·T)   Σ_n Σ_t     a_nt a_ntᵀ
-        channel  A = 1/(N·T·K) Σ_n Σ_t Σ_k a_ntk a_ntkᵀ
+        patch    A = 1/(N·T)   Σ_n Σ_t     a_nt a_ntᵀ        Grosse & Martens 2016
+        channel  A = 1/(N·T·K) Σ_n Σ_t Σ_k a_ntk a_ntkᵀ      Wang et al. 2019
                  G = 1/N       Σ_n Σ_t     g_nt g_ntᵀ        summed over the vectors of the Fisher
 
-    The model runs in eval mode and is left as it was: weights, gradients, requires_grad, buffers, modes, hooks
-    and the random state, whatever happens.
+    The model runs in eval mode and is left as it was: weights, gradients, requires_grad, buffers, modes,
+    hooks and the random state, whatever happens.
 
     Args:
         model: Returns logits ``(N, C)`` for an input ``(N, …)``; "mse" and "bce_with_logits" allow ``(N,)``.
         loader: Yields ``(input, target)`` or inputs alone; batches move to the model's device.
-        loss: "cross_entropy", "mse" (Σ(z − y)², no ½) or "bce_with_logits", each summed over an example's outputs.
-        fisher: "mc", gradients at labels drawn from the model; "exact", the expectation over them, one backward
-            pass for each output; or "empirical", gradients at the given labels.
-        samples: Number of draws for "mc". A draw depends on the seed and the numbers of example and draw alone.
+        loss: "cross_entropy", "mse" (Σ(z − y)², no ½) or "bce_with_logits", summed over an example's outputs.
+        fisher: "mc", gradients at labels drawn from the model; "exact", the expectation over such labels, one
+            backward pass for each output; or "empirical", gradients at the given labels.
+        samples: Number of draws for "mc". A draw depends on the seed, the example's number and its own alone.
         kind: "channel" (c_in × c_in, offsets of a kernel share it) or "patch" (c_in·K, and 1 for a bias).
         weight_sharing: "expand", each position a row of its own; or "reduce", the mean input and the summed
-            gradient of an example, for which the first dimension of a layer's input must be the examples.
+            gradient of an example (Eschenhagen et al. 2023); each layer's input must then start with N.
         layers: Only these: exact names, globs or module types, one or several.
         max_examples: Stop after exactly that many, within a batch if need be.
         seed: Seed of the draws.
@@ -191,27 +192,34 @@ def estimate_factors(
     Raises:
         TypeError, ValueError: Naming the argument, layer or batch, and the remedy.
     """
-    chosen = Fisher(loss, fisher, samples, seed)
+    check_word("loss", loss, LOSSES)
+    check_word("fisher", fisher, FISHERS)
     check_word("kind", kind, KINDS)
     check_word("weight_sharing", weight_sharing, WEIGHT_SHARINGS)
+    samples = check_integer("samples", samples, least=1)
+    seed = check_integer("seed", seed)
+    if max_examples is not None:
+        max_examples = check_integer("max_examples", max_examples, least=1)
     check_model(model)
     covered, skipped = select(model, layers)
     _check_any(covered, skipped)
-    collector = Collector(covered, kind=kind, weight_sharing=weight_sharing)
-    stream = batches(
-        loader,
-        device=device_of(model),
-        max_examples=max_examples,
-        description="Kronecker factors",
-        progress=progress,
-    )
+    chosen = Fisher(loss, fisher, samples, seed)
     count, example_shape, example_dtype = 0, torch.Size(), ""
-    with preserved(model), collector.attached(), closing(stream):
-        for batch in stream:
-            collector.collect(model, batch, chosen)
-            count += len(batch)
-            example_shape, example_dtype = batch.inputs.shape[1:], str(batch.inputs.dtype)
-    sums = collector.factors(count)
+    with preserved(model):
+        collector = Collector(covered, kind=kind, weight_sharing=weight_sharing)
+        stream = batches(
+            loader,
+            device=device_of(model),
+            max_examples=max_examples,
+            description="Kronecker factors",
+            progress=progress,
+        )
+        with collector.attached(), closing(stream):
+            for batch in stream:
+                collector.collect(model, batch, chosen)
+                count += len(batch)
+                example_shape, example_dtype = batch.inputs.shape[1:], str(batch.inputs.dtype)
+        sums = collector.factors(count)
     skipped = {
         name: reason
         for name, _ in model.named_modules()

@@ -6,7 +6,6 @@ label y is a multiple of μ(z) − y. Everything here is computed in float64.
 """
 
 import math
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,14 +28,6 @@ class Fisher:
     kind: str
     samples: int = 1
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_word("loss", self.loss, LOSSES)
-        check_word("fisher", self.kind, FISHERS)
-        if operator.index(self.samples) < 1:
-            raise ValueError(
-                f"estimate_factors: samples must be at least 1, got {self.samples}; use samples=1"
-            )
 
     def count(self, logits: Tensor) -> int:
         """Number of vectors for ``logits (N, C)`` or ``(N,)``, whose shape is checked first."""
@@ -78,7 +69,7 @@ def mean(loss: str, z: Tensor) -> Tensor:
 
 
 def gradient(loss: str, z: Tensor, y: Tensor) -> Tensor:
-    """Gradient ``(N, C)`` of each example's own loss at ``z (N, C)`` and labels ``y (N, C)``, classes one-hot."""
+    """Gradient ``(N, C)`` of each example's own loss at ``z (N, C)`` and labels ``y (N, C)``."""
     return (mean(loss, z) - y) * (2 if loss == "mse" else 1)
 
 
@@ -159,12 +150,3 @@ def check_logits(loss: str, logits: Tensor) -> None:
         f"estimate_factors: logits for loss={loss!r} must have the shape {allowed}, got {shape}; "
         "losses over positions are not supported, wrap the model to return one row for each example"
     )
-
-
-def check_word(argument: str, word: object, allowed: tuple[str, ...]) -> None:
-    """Refuses a word that is none of the allowed ones."""
-    if word not in allowed:
-        choice = ", ".join(map(repr, allowed))
-        raise ValueError(
-            f"estimate_factors: {argument} must be one of {choice}, got {word!r}; choose one of them"
-        )

@@ -18,7 +18,7 @@ WEIGHT_SHARINGS = ("expand", "reduce")
 
 
 def factor_shapes(spec: LayerSpec, kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of A and G: ``(D, D)``, ``(c_out, c_out)``, with groups ``(g, D, D)``, ``(g, c_out/g, c_out/g)``.
+    """Shapes of A and G: ``(D, D)`` and ``(c_out, c_out)``, or ``(g, D, D)`` and ``(g, c_out/g, c_out/g)``.
 
     D is c_in/g; for `kind` "patch" times the kernel positions, and one more with a bias.
     """
@@ -34,7 +34,7 @@ def add_input(spec: LayerSpec, x: Tensor, out: Tensor, *, kind: str, weight_shar
         spec: The layer.
         x: Its input, ``(N, c_in, H, W)`` or ``(N, …, c_in)``.
         out: The sum so far, of A's shape.
-        kind: What a is: "channel", the pixel under a kernel offset; "patch", the patch, with a last 1 for a bias.
+        kind: What a is: "channel", the pixel under a kernel offset; "patch", the patch, with a 1 for a bias.
         weight_sharing: "expand" or "reduce".
     """
     bias = spec.bias and kind == "patch"

@@ -20,9 +20,9 @@ def device_of(model: nn.Module) -> torch.device:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Eval mode, gradients enabled but not for parameters, no autocast; afterwards all is as before.
 
-    Put back, however the block ends: the mode of every module, requires_grad of every parameter, every buffer,
-    and the random state of the CPU and of the model's device. Modules are switched without `eval()`, which a
-    model may have overridden.
+    Put back, however the block ends: the mode of every module, requires_grad of every parameter, every
+    buffer, and the random state of the CPU and of the model's device. Modules are switched without `eval()`,
+    which a model may have overridden.
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
