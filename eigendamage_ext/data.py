@@ -152,7 +152,7 @@ def digits(seed: int = 0, *, test_fraction: float = 0.25) -> Split:
     except ImportError as error:
         raise ImportError(
             "digits: scikit-learn must be installed (it holds the images); "
-            'pip install "eigendamage-ext[digits]"'
+            'pip install "eigendamage-ext[demo]"'
         ) from error
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
@@ -216,7 +216,7 @@ def load_jpegs(
         from PIL import Image
     except ImportError as error:
         raise ImportError(
-            'load_jpegs: Pillow must be installed to decode JPEG; pip install "eigendamage-ext[images]"'
+            'load_jpegs: Pillow must be installed to decode JPEG; pip install "eigendamage-ext[demo]"'
         ) from error
     if max_images is not None and max_images < 1:
         raise ValueError(f"load_jpegs: max_images must be at least 1, got {max_images}; None decodes all")
@@ -273,14 +273,15 @@ def _read_npz(path: str | Path, function: str, keys: tuple[str, ...]) -> list[np
             "put the archive there (nothing is downloaded)"
         )
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single array; save it with np.savez under the names above")
-        with archive:
-            missing = [key for key in keys if key not in archive]
-            if missing:
-                raise ValueError(f"no {', '.join(missing)} but {', '.join(archive.files) or 'nothing'}")
-            return [archive[key] for key in keys]
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array; save it with np.savez under the names above")
+            with archive:
+                missing = [key for key in keys if key not in archive]
+                if missing:
+                    raise ValueError(f"no {', '.join(missing)} but {', '.join(archive.files) or 'nothing'}")
+                return [archive[key] for key in keys]
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{function}: {path} must be a NumPy archive of plain arrays {', '.join(keys)}, got {error}"

@@ -13,7 +13,7 @@ def test_loader_without_shuffle_walks_the_tensors_in_order():
     loader = TensorLoader(x, y, batch_size=4)
     assert len(loader) == 3
     assert [b[1].tolist() for b in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert torch.equal(torch.cat([b for b in TensorLoader(x, batch_size=3)]), x)
+    assert torch.equal(torch.cat([*TensorLoader(x, batch_size=3)]), x)
 
 
 def epoch_order(loader):
@@ -116,10 +116,10 @@ def test_digits_are_split_by_class_without_overlap():
 
 def test_missing_extras_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"scikit-learn must be installed.*eigendamage-ext\[digits\]"):
+    with pytest.raises(ImportError, match=r"scikit-learn must be installed.*eigendamage-ext\[demo\]"):
         digits(0)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"Pillow must be installed.*eigendamage-ext\[images\]"):
+    with pytest.raises(ImportError, match=r"Pillow must be installed.*eigendamage-ext\[demo\]"):
         load_jpegs("any.npz", "train")
 
 

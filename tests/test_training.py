@@ -359,7 +359,7 @@ def test_bad_arguments_are_refused():
             call()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_batches_follow_the_model_to_its_device():
     x, y = blobs(64)
     loader = TensorLoader(x, y, batch_size=16, shuffle=True)

@@ -31,6 +31,7 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
     def extra_repr(self) -> str:
+        """The stride and the zero channels before and after."""
         return f"stride={self.stride}, zero_channels=({self.before}, {self.after})"
 
 

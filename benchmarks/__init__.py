@@ -1,0 +1,1 @@
+"""Measurements of this package; run from the repository's root."""
