@@ -9,7 +9,7 @@ CMAKE_GENERATOR ?= $(if $(shell command -v ninja 2>/dev/null),Ninja,Unix Makefil
 export CMAKE_GENERATOR
 
 python = python=$$(.ci/python $@)
-built = $(python) && "$$python" setup.py build_ext --inplace
+built = $(python) && "$$python" setup.py -q build_ext --inplace
 clang_format = "$$python" -c "import clang_format as c; c.clang_format()"
 cpp_files = $(shell find csrc $(wildcard tests/cpp) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
