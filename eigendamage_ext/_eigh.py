@@ -41,6 +41,9 @@ class EighError(ValueError):
         count = f"{len(self.failures)} that failed" if len(self.failures) > 1 else "one that failed"
         super().__init__(f"eigh: matrices must be solvable, got {count}: {listed}; the others are in .result")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failures, self.result)
+
 
 def raise_failures(result: tuple[Any, Any, Tensor], names: Sequence[str] | None) -> None:
     """Raise an `EighError` if any code in the result is not 0."""

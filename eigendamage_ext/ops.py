@@ -102,11 +102,16 @@ def channel_covariance(
 
     Args:
         x: ``(N, C, H, W)``.
-        kernel_size, stride, dilation: int or (vertical, horizontal), as in `torch.nn.Conv2d`.
+        kernel_size: int or (vertical, horizontal), as in `torch.nn.Conv2d`.
+        stride: likewise.
         padding: zeros on each side: int, (vertical, horizontal), "valid" (none) or "same" (stride 1 only; of
             an odd number of lines the extra one comes after the image).
+        dilation: int or (vertical, horizontal).
         groups: number g of consecutive blocks of channels, each with a matrix of its own.
-        reduction, out, alpha, beta: as in `covariance`.
+        reduction: "mean" over N·T·K terms, or "sum".
+        out: a tensor for the result, as in `covariance`.
+        alpha: factor of the new term.
+        beta: factor of what `out` held.
 
     Returns:
         ``(C, C)`` for one group, else ``(g, C/g, C/g)``.
@@ -146,9 +151,16 @@ def patch_covariance(
 
     Args:
         x: ``(N, C, H, W)``.
-        kernel_size, stride, padding, dilation, groups: as in `channel_covariance`.
+        kernel_size: int or (vertical, horizontal), as in `torch.nn.Conv2d`.
+        stride: likewise.
+        padding: int, pair, "same" or "valid", as in `channel_covariance`.
+        dilation: int or (vertical, horizontal).
+        groups: number g of consecutive blocks of channels, each with a matrix of its own.
         bias: append the constant 1 to every patch (of every group).
-        reduction, out, alpha, beta: as in `covariance`.
+        reduction: "mean" over N·T terms, or "sum".
+        out: a tensor for the result, as in `covariance`.
+        alpha: factor of the new term.
+        beta: factor of what `out` held.
 
     Returns:
         ``(D, D)`` for one group, else ``(g, D, D)``; D = C/g·kh·kw, plus 1 with `bias`.

@@ -1,0 +1,417 @@
+"""Eigendecompositions: accuracy on hard matrices, signs, mixed lists, and failures that stay alone."""
+
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eigendamage_ext import _eigh, ops, reference
+
+SIZES = [*range(1, 6), *range(7, 10), *range(15, 18), *range(31, 35), 40, 41, 63, 64, 65]
+SIZES += [127, 128, 129, 144, 255, 256, 257]
+LARGE = [512, 513, 576, 1024]
+
+
+def with_spectrum(values: Tensor) -> Tensor:
+    """A symmetric matrix with these eigenvalues, in float64."""
+    n = len(values)
+    q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))).Q
+    matrix = (q * values) @ q.T
+    return (matrix + matrix.T) / 2
+
+
+def factor(n: int, rank: int) -> Tensor:
+    rows = torch.randn(rank, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    return rows.T @ rows / rank
+
+
+def wilkinson(n: int) -> Tensor:
+    """W⁺: 1 beside the diagonal, distances from the middle on it."""
+    beside = torch.ones(n - 1, dtype=torch.float64)
+    distances = (torch.arange(n) - n // 2).abs().double()
+    return torch.diag(distances) + torch.diag(beside, 1) + torch.diag(beside, -1)
+
+
+def glued_wilkinson(n: int) -> Tensor:
+    matrix = torch.block_diag(*[wilkinson(21)] * (n // 21 + 1))[:n, :n].clone()
+    for i in range(21, n, 21):
+        matrix[i, i - 1] = matrix[i - 1, i] = 1e-7
+    return matrix
+
+
+def second_difference(n: int) -> Tensor:
+    beside = -torch.ones(n - 1, dtype=torch.float64)
+    return 2 * torch.eye(n, dtype=torch.float64) + torch.diag(beside, 1) + torch.diag(beside, -1)
+
+
+def arrow(n: int) -> Tensor:
+    matrix = torch.diag(torch.arange(1.0, n + 1, dtype=torch.float64))
+    matrix[-1, :-1] = matrix[:-1, -1] = 1
+    return matrix
+
+
+def hilbert(n: int) -> Tensor:
+    i = torch.arange(n, dtype=torch.float64)
+    return 1 / (i[:, None] + i + 1)
+
+
+def integers(n: int) -> Tensor:
+    drawn = torch.randint(-2, 3, (n, n), generator=torch.Generator().manual_seed(n)).double()
+    return drawn.tril() + drawn.tril(-1).T
+
+
+def signs(n: int) -> Tensor:
+    return 1 - 2 * (torch.arange(n) % 2).double()
+
+
+FAMILIES: dict[str, Callable[[int], Tensor]] = {
+    "zero": lambda n: torch.zeros(n, n, dtype=torch.float64),
+    "multiple of one": lambda n: 3.7 * torch.eye(n, dtype=torch.float64),
+    "diagonal, ascending": lambda n: torch.diag(torch.arange(n).double()),
+    "diagonal, descending": lambda n: torch.diag(torch.arange(n).double().flip(0)),
+    "diagonal, shuffled": lambda n: torch.diag(
+        torch.randperm(n, generator=torch.Generator().manual_seed(n)).double() - n / 2
+    ),
+    "ones": lambda n: torch.ones(n, n, dtype=torch.float64),
+    "rank 1": lambda n: factor(n, 1),
+    "rank n/4": lambda n: factor(n, n // 4 + 1),
+    "covariance": lambda n: factor(n, 2 * n),
+    "integers": integers,
+    "repeated groups": lambda n: with_spectrum((torch.arange(n) // 4).double()),
+    "plus and minus one": lambda n: with_spectrum(signs(n)),
+    "cluster": lambda n: with_spectrum(1 + 1e-6 * torch.arange(n).double() / n),
+    "geometric": lambda n: with_spectrum(torch.logspace(0, -14, n, dtype=torch.float64)),
+    "hilbert": hilbert,
+    "wilkinson": wilkinson,
+    "glued wilkinson": glued_wilkinson,
+    "1-2-1": second_difference,
+    "arrow": arrow,
+    "blocks": lambda n: (
+        torch.block_diag(factor(n - n // 2, n), 5 * factor(n // 2, n)) if n > 1 else factor(1, 1)
+    ),
+    "scale 1e34": lambda n: 1e34 * factor(n, n),
+    "scale 1e-34": lambda n: 1e-34 * factor(n, n),
+    "scale 1e-40": lambda n: 1e-40 * factor(n, n),
+    "near the largest float": lambda n: with_spectrum(
+        torch.linspace(-3.2e38, 3.2e38, n, dtype=torch.float64)
+    ),
+}
+
+
+def assert_decomposition(matrix: Tensor, values: Tensor, vectors: Tensor) -> None:
+    """The gates in float64: residual and orthogonality 8·n·eps, eigenvalues 4·n·eps; order and signs."""
+    n, eps = len(matrix), torch.finfo(values.dtype).eps
+    exact = matrix.tril().double() + matrix.tril(-1).T.double()
+    scale = max(exact.abs().max().item(), math.ulp(0.0)) if n else 1.0
+    scaled, lam, v = exact / scale, values.double() / scale, vectors.double()
+    norm = torch.linalg.norm(scaled)
+    tiny = n * 1.4e-45 / scale if values.dtype == torch.float32 else n * 5e-324 / scale
+    assert torch.linalg.norm(scaled @ v - v * lam) <= 8 * n * eps * norm + tiny
+    assert torch.linalg.norm(v.T @ v - torch.eye(n, dtype=torch.float64)) <= 8 * n * eps
+    assert torch.linalg.norm(lam - torch.linalg.eigvalsh(scaled)) <= 4 * n * eps * norm + tiny
+    assert (values.diff() >= 0).all()
+    if n:
+        assert (vectors.gather(0, vectors.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_accuracy(family: str, dtype: torch.dtype) -> None:
+    matrices = [FAMILIES[family](n).to(dtype) for n in SIZES]
+    before = [matrix.clone() for matrix in matrices]
+    values, vectors, info = ops.eigh(matrices)
+    assert not info.any()
+    for matrix, kept, lam, v in zip(matrices, before, values, vectors, strict=True):
+        assert torch.equal(matrix, kept)
+        assert lam.dtype == v.dtype == dtype and v.shape == matrix.shape
+        assert_decomposition(matrix, lam, v)
+
+
+@pytest.mark.parametrize("n", LARGE)
+def test_accuracy_of_large_ones(n: int) -> None:
+    names = ["covariance", "ones", "glued wilkinson"] if n < 1000 else ["covariance"]
+    for name in names:
+        matrix = FAMILIES[name](n).float()
+        values, vectors, _ = ops.eigh(matrix)
+        assert_decomposition(matrix, values, vectors)
+
+
+def test_first_of_equal_components_is_positive() -> None:
+    matrix = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    for shift in (matrix, -matrix, matrix.double()):
+        _, vectors, _ = ops.eigh(shift)
+        magnitudes = vectors.abs()
+        for column, magnitude in zip(vectors.T, magnitudes.T, strict=True):
+            assert column[int(magnitude.argmax())] > 0
+    _, vectors, _ = ops.eigh(torch.diag(torch.tensor([3.0, 1.0, 2.0])))
+    assert torch.equal(vectors, torch.eye(3)[:, [1, 2, 0]])
+
+
+def test_mixed_list_is_the_same_as_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(1)
+    sizes = [5, 3, 8, 5, 1, 8, 40, 3, 5]
+    matrices = [torch.randn(n, n, generator=generator) for n in sizes]
+    matrices = [(m + m.T).to(torch.float64 if i % 3 == 0 else torch.float32) for i, m in enumerate(matrices)]
+    values, vectors, info = ops.eigh(matrices)
+    assert info.shape == (9,) and info.dtype == torch.int32
+    for matrix, lam, v in zip(matrices, values, vectors, strict=True):
+        alone, alone_vectors, code = ops.eigh(matrix)
+        assert code.shape == () and not code
+        torch.testing.assert_close(lam, alone)
+        torch.testing.assert_close(v, alone_vectors)
+        expected = reference.eigh(matrix)
+        torch.testing.assert_close(lam, expected[0])
+        torch.testing.assert_close(v, expected[1])
+
+
+def test_stacks_and_strides() -> None:
+    base = torch.stack([factor(6, 12) for _ in range(12)]) * torch.arange(1, 13)[:, None, None]
+    stack = base.reshape(3, 4, 6, 6).transpose(0, 1).float()
+    sliced = torch.zeros(4, 3, 12, 18)[..., ::2, ::3].copy_(stack)
+    expanded = stack[:, :1].expand(4, 3, 6, 6)
+    for matrices in (stack, sliced, sliced.mT, expanded):
+        values, vectors, info = ops.eigh(matrices)
+        assert values.shape == (4, 3, 6) and vectors.shape == (4, 3, 6, 6) and info.shape == (4, 3)
+        for i, j in ((0, 0), (3, 1), (2, 2)):
+            assert_decomposition(matrices[i, j], values[i, j], vectors[i, j])
+
+
+def test_halves_are_solved_in_float32() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        matrix = factor(9, 20).to(dtype)
+        values, vectors, _ = ops.eigh(matrix)
+        assert values.dtype == vectors.dtype == torch.float32
+        assert_decomposition(matrix.float(), values, vectors)
+
+
+@pytest.mark.parametrize("junk", [7.0, torch.nan, torch.inf])
+@pytest.mark.parametrize("n", [2, 9, 40])
+def test_upper_triangle_is_not_read(n: int, junk: float) -> None:
+    matrix = factor(n, n).float()
+    spoilt = matrix.tril() + torch.full((n, n), junk).triu(1)
+    assert not torch.equal(spoilt, matrix)
+    values, vectors, info = ops.eigh(spoilt)
+    expected = ops.eigh(matrix)
+    assert not info and torch.equal(values, expected[0]) and torch.equal(vectors, expected[1])
+
+
+def test_scaling_by_powers_of_two_changes_no_bit() -> None:
+    matrix = factor(33, 70).float()
+    values, vectors, _ = ops.eigh(matrix)
+    for exponent in (-60, -1, 13, 90):
+        scaled = ops.eigh(matrix * 2.0**exponent)
+        assert torch.equal(scaled[1], vectors)
+        assert torch.equal(scaled[0], values * 2.0**exponent)
+
+
+def test_empty() -> None:
+    assert ops.eigh([])[:2] == ([], [])
+    assert ops.eigh([])[2].shape == (0,)
+    values, vectors, info = ops.eigh(torch.zeros(0, 5, 5))
+    assert values.shape == (0, 5) and vectors.shape == (0, 5, 5) and info.shape == (0,)
+    values, vectors, info = ops.eigh(torch.zeros(2, 0, 0))
+    assert values.shape == (2, 0) and vectors.shape == (2, 0, 0) and not info.any() and info.shape == (2,)
+    values, vectors, info = ops.eigh([torch.zeros(0, 0), torch.eye(2)])
+    assert [len(lam) for lam in values] == [0, 2] and info.tolist() == [0, 0]
+
+
+def spoilt_list() -> list[Tensor]:
+    matrices = [factor(n, n).float() for n in (6, 40, 6, 6, 3)]
+    matrices[0][5, 0] = torch.nan
+    matrices[1][7, 7] = torch.inf
+    matrices[3] = torch.full((6, 6), 3e38)  # its largest eigenvalue is 1.8e39
+    return matrices
+
+
+def test_failures_stay_alone() -> None:
+    matrices = spoilt_list()
+    values, vectors, info = ops.eigh(matrices, errors="info")
+    assert info.tolist() == [1, 1, 0, 3, 0]
+    for i in (0, 1, 3):
+        assert values[i].isnan().all() and vectors[i].isnan().all()
+    for i in (2, 4):
+        alone = ops.eigh(matrices[i])
+        assert torch.equal(values[i], alone[0]) and torch.equal(vectors[i], alone[1])
+
+
+def test_failures_are_raised_after_all_else_is_done() -> None:
+    matrices = spoilt_list()
+    with pytest.raises(ops.EighError) as caught:
+        ops.eigh(matrices, names=["a", "b", "c", "d", "e"])
+    error = caught.value
+    assert [(failure.name, failure.n) for failure in error.failures] == [("a", 6), ("b", 40), ("d", 6)]
+    assert str(error) == (
+        "eigh: matrices must be solvable, got 3 that failed: a (n = 6): the input is not finite; "
+        "b (n = 40): the input is not finite; d (n = 6): an eigenvalue is beyond the range of the dtype; "
+        "the others are in .result"
+    )
+    values, vectors, info = error.result
+    assert info.tolist() == [1, 1, 0, 3, 0]
+    assert_decomposition(matrices[2], values[2], vectors[2])
+    with pytest.raises(ops.EighError, match=r"got one that failed: 1 \(n = 6\): the input is not finite"):
+        ops.eigh([matrices[2], matrices[0]])
+    stack = torch.eye(3).repeat(2, 2, 1, 1)
+    stack[1, 0, 2, 2] = torch.nan
+    with pytest.raises(ops.EighError) as caught:
+        ops.eigh(stack)
+    assert caught.value.failures == [ops.Failure((1, 0), 3, "the input is not finite")]
+    assert caught.value.result[2].tolist() == [[0, 0], [1, 0]]
+
+
+def test_error_can_be_pickled() -> None:
+    error = pickle.loads(pickle.dumps(ops.EighError([("a", 2, "why")], None)))
+    assert error.failures == [ops.Failure("a", 2, "why")] and "a (n = 2): why" in str(error)
+
+
+def test_bad_results_are_repaired_or_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is made to answer wrongly for one matrix, then to give up on the stack, then for good."""
+    honest = torch.linalg.eigh
+    matrices = torch.stack([factor(12, 30), factor(12, 12), factor(12, 20)]).float()
+
+    def spoil(result: Any) -> Any:
+        values, vectors = result
+        values[-1, 3] += 1e-3 * values[-1, -1]
+        return values, vectors
+
+    def skew(result: Any) -> Any:
+        values, vectors = result
+        vectors[-1, 0] *= 1 + 1e-4
+        return values, vectors
+
+    for wrong in (spoil, skew):
+        monkeypatch.setattr(
+            torch.linalg, "eigh", lambda a, w=wrong: w(honest(a)) if a.dtype == torch.float32 else honest(a)
+        )
+        values, vectors, info = ops.eigh(matrices)
+        assert not info.any()
+        for matrix, lam, v in zip(matrices, values, vectors, strict=True):
+            assert_decomposition(matrix, lam, v)
+
+    def give_up(a: Tensor) -> Any:
+        if a.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("no convergence")
+        return honest(a)
+
+    monkeypatch.setattr(torch.linalg, "eigh", give_up)
+    values, vectors, info = ops.eigh(matrices)
+    assert not info.any()
+    assert_decomposition(matrices[1], values[1], vectors[1])
+
+    def always_wrong(a: Tensor) -> Any:
+        if a.dtype == torch.float32:
+            return spoil(honest(a))
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(torch.linalg, "eigh", always_wrong)
+    values, vectors, info = ops.eigh(matrices, errors="info")
+    assert info.tolist() == [0, 0, 2] and values[2].isnan().all() and vectors[2].isnan().all()
+    assert_decomposition(matrices[1], values[1], vectors[1])
+    with pytest.raises(ops.EighError, match="no decomposition passed the accuracy check, nor did float64"):
+        ops.eigh(matrices)
+
+
+def test_certificate_is_near_its_gate() -> None:
+    """It accepts errors well below 8·n·eps and refuses those well above, whatever their direction."""
+    n, eps = 50, torch.finfo(torch.float32).eps
+    matrix = factor(n, 100).float()
+    values, vectors = (part.float() for part in torch.linalg.eigh(matrix.double()))
+    norm = torch.linalg.norm(matrix)
+    for seed in range(20):
+        noise = torch.randn(n, n, generator=torch.Generator().manual_seed(seed))
+        noise *= 8 * n * eps / torch.linalg.norm(noise)
+        shift = noise[0] / torch.linalg.norm(noise[0]) * 8 * n * eps * norm
+        for size, accepted in ((0.3, True), (4.0, False)):
+            assert _eigh._certify(matrix[None], values[None] + size * shift, vectors[None]).item() is accepted
+            assert (
+                _eigh._certify(matrix[None], values[None], vectors[None] + size * noise / 2).item()
+                is accepted
+            )
+
+
+def test_random_state_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    ops.eigh([factor(20, 30).float()])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_result_has_memory_of_its_own() -> None:
+    matrix = torch.eye(4)
+    values, vectors, _ = ops.eigh([matrix, 2 * matrix])
+    starts = {t.untyped_storage().data_ptr() for t in (matrix, *values, *vectors)}
+    assert len(starts) == 5
+    gradient = torch.eye(3, requires_grad=True)
+    assert not ops.eigh(gradient)[0].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "matrices", "kwargs"),
+    [
+        (ValueError, r"matrices must be square \(…, n, n\), got shape \(2, 3\); pass", torch.zeros(2, 3), {}),
+        (ValueError, r"matrices must be square \(…, n, n\), got shape \(3,\);", torch.zeros(3), {}),
+        (
+            ValueError,
+            r"matrices\[1\] must be square \(n, n\), got shape \(2, 2, 2\);",
+            [torch.eye(2), torch.zeros(2, 2, 2)],
+            {},
+        ),
+        (TypeError, r"matrices\[0\] must be a torch.Tensor, got list;", [[1.0]], {}),
+        (
+            TypeError,
+            "matrices must be float32, float64, bfloat16 or float16, got torch.int64;",
+            torch.ones(2, 2).long(),
+            {},
+        ),
+        (TypeError, "matrices must be float32.* got torch.complex64;", torch.eye(2).cfloat(), {}),
+        (
+            TypeError,
+            r"matrices must be a dense tensor, got layout torch.sparse_coo;",
+            torch.eye(2).to_sparse(),
+            {},
+        ),
+        (
+            NotImplementedError,
+            "matrices must hold data, got a meta tensor;",
+            torch.zeros(2, 2, device="meta"),
+            {},
+        ),
+        (ValueError, "errors must be 'raise' or 'info', got 'ignore';", torch.eye(2), {"errors": "ignore"}),
+        (
+            ValueError,
+            "names must hold a string for each of 2 matrices, got 1;",
+            [torch.eye(2)] * 2,
+            {"names": ["a"]},
+        ),
+        (
+            ValueError,
+            "names must hold a string for each of 2 matrices, got 'ab';",
+            [torch.eye(2)] * 2,
+            {"names": "ab"},
+        ),
+        (
+            ValueError,
+            "names must hold a string for each of 6 matrices, got 3;",
+            torch.zeros(2, 3, 1, 1),
+            {"names": list("abc")},
+        ),
+    ],
+)
+def test_refuses(error: type[Exception], message: str, matrices: Any, kwargs: dict[str, Any]) -> None:
+    with pytest.raises(error, match=f"^eigh: {message}") as caught:
+        ops.eigh(matrices, **kwargs)
+    assert caught.type is error
+
+
+def test_refuses_mixed_devices() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with (
+        FakeTensorMode(),
+        pytest.raises(
+            ValueError, match=r"matrices\[1\] must be on the device of the first, cpu, got cuda:0;"
+        ),
+    ):
+        ops.eigh([torch.eye(2), torch.eye(2, device="cuda")])
