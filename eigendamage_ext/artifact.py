@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from eigendamage_ext import __version__
 from eigendamage_ext._files import ArtifactError, read_tensors, write_tensors
 from eigendamage_ext.curvature.layers import LayerSpec, is_factored
-from eigendamage_ext.pruning.forms import CHILDREN, build, rotates_input, rotates_output
+from eigendamage_ext.pruning.forms import CHILDREN, FORMS, build, rotates_input, rotates_output
 from eigendamage_ext.pruning.plan import Plan, PruneResult
 from eigendamage_ext.pruning.surgery import rebuild
 
@@ -124,7 +124,7 @@ def _checked(name: str, layer: nn.Module | None, shape: Any) -> tuple[str, int, 
             "pruned"
         )
     form = shape.get("form")
-    if form not in CHILDREN:
+    if form not in FORMS[1:]:
         raise ArtifactError(f"load: form of layer {name!r} must be {' or '.join(CHILDREN)}, got {form!r}")
     spec = LayerSpec.of(name, layer)
     ranks = []

@@ -1,0 +1,202 @@
+"""Saving and loading: bit for bit, and every damaged or hostile file refused by name."""
+
+import copy
+import json
+
+import pytest
+import safetensors
+import torch
+from random_factors import random_factors
+from small_nets import EXAMPLE, Net, same, snapshot
+from torch import nn
+
+import eigendamage_ext as ed
+from eigendamage_ext import ArtifactError
+from eigendamage_ext._files import read_tensors, write_tensors
+
+
+def pruned(dtype=torch.float32):
+    torch.manual_seed(1)
+    net = Net().to(dtype).eval()
+    plan = ed.plan(net, random_factors(net, EXAMPLE, dtype=dtype), target={"flops": 0.5})
+    plan.set("hidden", input_rank=8, output_rank=9)
+    return plan.apply(net)
+
+
+@pytest.fixture
+def result():
+    return pruned()
+
+
+@pytest.fixture
+def path(result, tmp_path):
+    path = tmp_path / "net.safetensors"
+    result.save(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_round_trip(tmp_path, dtype):
+    result = pruned() if dtype == torch.bfloat16 else pruned(dtype)
+    result.model.to(dtype)
+    result.save(tmp_path / "net")
+    into = Net().to(dtype).eval()
+    before = snapshot(into)
+    loaded = ed.load(tmp_path / "net", into=into)
+    assert same(before, snapshot(into))
+    assert type(loaded) is Net and not loaded.training and not loaded.hidden[0].training
+    x = torch.randn(3, *EXAMPLE, dtype=dtype)
+    assert torch.equal(loaded(x), result.model(x))
+    assert loaded.state_dict().keys() == result.model.state_dict().keys()
+    loaded.train()(x).sum().backward()
+
+
+def test_a_model_alone_and_one_that_was_never_pruned(tmp_path, result):
+    x = torch.randn(3, *EXAMPLE)
+    for model in (result.model, Net().eval(), nn.Linear(3, 2)):
+        ed.save(model, tmp_path / "net")
+        fresh = nn.Linear(3, 2) if isinstance(model, nn.Linear) else Net().eval()
+        loaded = ed.load(tmp_path / "net", into=fresh)
+        x = torch.randn(3, 3) if isinstance(model, nn.Linear) else torch.randn(3, *EXAMPLE)
+        assert torch.equal(loaded(x), model(x))
+
+
+def test_the_manifest_tells_where_the_model_came_from(path, result):
+    _, manifest = read_tensors(path, format="eigendamage-model")
+    assert set(manifest["layers"]) == {name for name, row in result.plan.items() if row.form != "dense"}
+    provenance = manifest["provenance"]
+    assert provenance["torch"] == torch.__version__ and provenance["eigendamage_ext"] == ed.__version__
+    assert provenance["plan"]["settings"]["target"] == {"flops": 0.5}
+    assert provenance["plan"]["settings"]["factors"]["fisher"] == "mc"
+    assert provenance["plan"]["flops"] == [result.flops_before, result.flops_after]
+    assert provenance["plan"]["layers"]["head"]["note"] == result.plan["head"].note
+
+
+def test_without_into_the_error_says_what_to_pass(path):
+    with pytest.raises(ValueError, match=r"load: into must be a model .*load\(path, into=MyNet\(\)\)"):
+        ed.load(path)
+
+
+def edit_net(change):
+    net = Net()
+    change(net)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("into", "message"),
+    [
+        (lambda: edit_net(lambda n: setattr(n, "hidden", nn.Linear(32, 48))), "hidden"),
+        (lambda: edit_net(lambda n: delattr(n, "hidden")), "'hidden', got no such layer"),
+        (lambda: edit_net(lambda n: setattr(n, "hidden", nn.Identity())), "'hidden', got a Identity"),
+        (lambda: edit_net(lambda n: setattr(n, "more", nn.Linear(2, 2))), "more.weight only in `into`"),
+        (lambda: edit_net(lambda n: delattr(n, "up")), "up.weight only in the file"),
+        (
+            lambda: edit_net(lambda n: setattr(n, "head", nn.Linear(24, 6))),
+            r"head.weight of shape \(5, 24\) for \(6, 24\)",
+        ),
+        (lambda: Net().double(), "of dtype torch.float32 for torch.float64"),
+        (lambda: pruned().model, "got a Sequential"),
+        (lambda: nn.Linear(3, 3), "got no such layer"),
+    ],
+)
+def test_another_network_is_refused_by_layer_and_left_as_it_was(path, into, message):
+    into = into()
+    before = snapshot(into)
+    with pytest.raises(ArtifactError, match=message):
+        ed.load(path, into=into)
+    assert same(before, snapshot(into))
+
+
+def rewrite(path, change):
+    """The same file with a manifest somebody tampered with, checksum included."""
+    tensors, manifest = read_tensors(path, format="eigendamage-model")
+    manifest = copy.deepcopy(manifest)
+    change(manifest)
+    write_tensors(path, tensors, manifest, format="eigendamage-model")
+
+
+def layer(manifest):
+    return manifest["layers"]["blocks.0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("layers"), "layers in the manifest must be an object, got None"),
+        (lambda m: m.update(layers=[]), "must be an object"),
+        (
+            lambda m: m["layers"].update({"hidden": 7}),
+            "layer 'hidden' in the manifest must be an object, got 7",
+        ),
+        (lambda m: m["layers"].update({"nowhere": {}}), "'nowhere', got no such layer"),
+        (lambda m: m["layers"].update({"": layer(m)}), "'', got no such layer"),
+        (lambda m: m["layers"].update({"blocks.0.core": layer(m)}), "'blocks.0.core', got no such layer"),
+        (lambda m: m["layers"].update({"stem.1": layer(m)}), "'stem.1', got a BatchNorm2d"),
+        (lambda m: m["layers"].update({"up": layer(m)}), "'up', got a ConvTranspose2d"),
+        (
+            lambda m: layer(m).update(form="tucker"),
+            "form of layer 'blocks.0' must be input or output or both, got 'tucker'",
+        ),
+        (lambda m: layer(m).update(form=["both"]), "must be input or output or both"),
+        (lambda m: layer(m).update(form="dense"), "must be input or output or both, got 'dense'"),
+        (lambda m: layer(m).pop("input_rank"), "input_rank of layer 'blocks.0' .* got None"),
+        (lambda m: layer(m).update(input_rank=0), "must lie in 1…16 .* got 0"),
+        (lambda m: layer(m).update(input_rank=-3), "got -3"),
+        (lambda m: layer(m).update(output_rank=10**15), "got 1000000000000000"),
+        (lambda m: layer(m).update(output_rank=4.0), "got 4.0"),
+        (lambda m: layer(m).update(output_rank=True), "got True"),
+        (lambda m: layer(m).update(output_rank="4"), "got '4'"),
+        (
+            lambda m: layer(m).update(form="input", output_rank=3),
+            "output_rank of layer 'blocks.0' must lie in 16…16",
+        ),
+        (lambda m: layer(m).update(input_rank=layer(m)["input_rank"] + 1), r"blocks.0.core.weight of shape"),
+        (lambda m: m["layers"].pop("blocks.0"), "blocks.0.core.weight only in the file"),
+    ],
+)
+def test_hostile_manifests(path, change, message):
+    rewrite(path, change)
+    with pytest.raises(ArtifactError, match=message):
+        ed.load(path, into=Net())
+
+
+def test_damaged_files(path, tmp_path):
+    content = path.read_bytes()
+    for name, damaged in {
+        "empty": b"",
+        "truncated": content[:-1],
+        "head only": content[:40],
+        "flipped": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+        "text": b"not a model",
+    }.items():
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=name):
+            ed.load(tmp_path / name, into=Net())
+    with pytest.raises(ArtifactError, match="does not exist"):
+        ed.load(tmp_path / "missing", into=Net())
+
+
+def test_factors_are_not_a_model(tmp_path):
+    random_factors(Net(), EXAMPLE).save(tmp_path / "factors")
+    with pytest.raises(
+        ArtifactError, match="must have the format 'eigendamage-model', got format 'eigendamage-factors'"
+    ):
+        ed.load(tmp_path / "factors", into=Net())
+
+
+def test_saving_needs_tensors_and_keeps_the_old_file_if_it_fails(path):
+    class Stateful(nn.Linear):
+        def get_extra_state(self):
+            return {"a": 1}
+
+    content = path.read_bytes()
+    with pytest.raises(TypeError, match="state of model must be tensors, got dict '_extra_state'"):
+        ed.save(Stateful(2, 2), path)
+    assert path.read_bytes() == content
+
+
+def test_the_file_is_plain_safetensors(path, result):
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        assert set(file.keys()) == set(result.model.state_dict())
+        assert json.loads(file.metadata()["manifest"])["layers"]

@@ -1,0 +1,122 @@
+"""`prune` from data to a smaller network, and what it leaves untouched."""
+
+import pytest
+import torch
+from small_nets import COVERED, EXAMPLE, Net, same, snapshot
+from torch import nn
+
+import eigendamage_ext as ed
+
+
+def loader(batches=2):
+    generator = torch.Generator().manual_seed(3)
+    return [
+        (torch.randn(8, *EXAMPLE, generator=generator), torch.randint(5, (8,), generator=generator))
+        for _ in range(batches)
+    ]
+
+
+@pytest.fixture
+def net():
+    return Net().eval()
+
+
+def prune(net, batches=None, **keywords):
+    return ed.prune(net, batches or loader(), **{"target": {"flops": 0.5}, "progress": False, **keywords})
+
+
+def test_from_data_to_a_smaller_network_that_still_works(net):
+    before = snapshot(net)
+    result = prune(net)
+    assert same(before, snapshot(net))
+    assert 0.49 <= result.flops_after / result.flops_before <= 0.5
+    assert result.model(loader()[0][0]).shape == (8, 5)
+    assert str(result).startswith('eigendamage, target {"flops": 0.5}')
+    assert set(result.plan) == set(COVERED)
+
+
+def test_it_is_the_three_steps_in_one(net):
+    factors = ed.estimate_factors(net, loader(), fisher="exact", progress=False)
+    steps = ed.plan(net, factors, target={"params": 0.6}, round_to=2).apply(net)
+    for result in (
+        prune(net, target={"params": 0.6}, round_to=2, fisher="exact"),
+        ed.prune(net, None, target={"params": 0.6}, round_to=2, factors=factors),
+    ):
+        assert str(result) == str(steps)
+        expected = steps.model.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in result.model.state_dict().items())
+
+
+def test_the_same_seed_gives_the_same_network_and_another_one_does_not(net):
+    a, b, c = (prune(net, seed=seed).model.state_dict() for seed in (0, 0, 1))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert a.keys() != c.keys() or any(a[n].shape != c[n].shape or not torch.equal(a[n], c[n]) for n in a)
+
+
+def test_a_small_cut_hurts_less_than_random_directions_would():
+    """On a net that has learned something, the planned directions beat as many random ones."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(5, 3, 8, 8, generator=generator)
+    y = torch.randint(5, (256,), generator=generator)
+    x = centres[y] + 0.7 * torch.randn(256, 3, 8, 8, generator=generator)
+    net = Net()
+    batches = list(zip(x.split(64), y.split(64), strict=True))
+    ed.train(net, batches, epochs=8, lr=0.05, progress=False)
+    result = prune(net, batches, target={"flops": 0.6})
+    loss = ed.mean_loss(result.model, batches) - ed.mean_loss(net, batches)
+
+    for row in result.plan.values():
+        scores = result.plan._candidates[row.name].scores
+        if row.form != "dense":
+            for basis in (scores.input_basis, scores.output_basis):
+                basis.copy_(
+                    torch.linalg.qr(torch.randn(basis.shape, dtype=basis.dtype, generator=generator)).Q
+                )
+    random = ed.mean_loss(result.plan.apply(net).model, batches) - ed.mean_loss(net, batches)
+    assert loss < 0.5 * random
+
+
+def test_in_place(net):
+    result = prune(net, inplace=True)
+    assert result.model is net and any(
+        isinstance(m, nn.Sequential) and hasattr(m, "core") for m in net.modules()
+    )
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_an_exception_leaves_the_model_as_it_was(net, inplace):
+    def interrupted():
+        yield loader()[0]
+        raise KeyboardInterrupt
+
+    before = snapshot(net)
+    with pytest.raises(KeyboardInterrupt):
+        prune(net, interrupted(), inplace=inplace)
+    with pytest.raises(ValueError, match="nearest reachable value"):
+        prune(net, target={"flops": 1e-6}, inplace=inplace)
+    assert same(before, snapshot(net))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"target": {"flops": 2}}, {"method": "magic"}, {"max_ratio": 2}, {"round_to": 0}, {"scores": "ekfac"}],
+    ids=str,
+)
+def test_settings_are_checked_before_the_data_is_read(net, wrong):
+    def unread():
+        pytest.fail("the loader was read")
+        yield
+
+    with pytest.raises(ValueError, match="plan: "):
+        prune(net, unread(), **wrong)
+
+
+def test_without_factors_a_loader_is_needed(net):
+    with pytest.raises(ValueError, match="prune: loader must yield batches"):
+        ed.prune(net, None, target={"flops": 0.5})
+
+
+def test_layers_chosen_for_the_factors_limit_what_is_cut(net):
+    result = prune(net, target={"flops": 0.9}, layers="blocks.*")
+    assert list(result.plan) == ["blocks.0", "blocks.1"]
+    assert result.plan.skipped["hidden"] == "not in `layers`"
