@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from statistics import fmean
+from statistics import fmean, median
 
 from . import charts
 from .data import ReportData, Summary, headline, mean_sd, rank_correlation, summarize
@@ -246,8 +246,8 @@ def _spectra(data: ReportData) -> str:
         "Eigenvalue spectra",
         "Eigenvalues of each layer's two Kronecker factors over the largest one, against the share of "
         f"directions, at {100 * data.headline_budget:.3g} % of the FLOPs. Filled dots are kept, open ones "
-        "cut: a direction is kept for its score, which weighs the eigenvalue by the weights along it, so the cut "
-        f"does not follow the spectrum alone.{more}",
+        "cut: a direction is kept for its score, which weighs the eigenvalue by the weights along it, so the "
+        f"cut does not follow the spectrum alone.{more}",
         f"<p>{_key('warm', 'input factor A')} {_key('accent', 'output factor G')}</p>",
         '<div class="grid">',
         *figures,
@@ -277,6 +277,9 @@ def _losses(data: ReportData) -> str:
         below = sum(m <= 0 for m in measured)
         stated = "undefined" if math.isnan(rho) else f"{rho:.2f}"
         caption = f"Rank correlation (Spearman) {stated} over {len(predicted)} cuts."
+        ratios = [m / p for p, m in zip(predicted, measured, strict=True) if p > 0]
+        if ratios:
+            caption += f" Measured over predicted, median: {median(ratios):.2g}."
         if below:
             caption += f" Open triangles: {below} cut{'s' if below > 1 else ''} that did not raise the loss."
         chart = charts.scatter(
@@ -304,7 +307,9 @@ def _losses(data: ReportData) -> str:
         "Predicted and measured loss",
         "The increase of the mean training loss that the factors predict for a cut, against the one measured "
         "when the cut is made and nothing else: no re-estimated statistics, no fine-tuning. On the dashed "
-        "diagonal the two agree. The prediction is a second-order expansion, so it is meant for small cuts.",
+        "diagonal the two agree. The prediction is a second-order expansion: good at ranking cuts, and too "
+        "low where the loss bends up faster than a parabola, as it does around a network with hardly any loss "
+        "left.",
         '<div class="pair">',
         *figures,
         "</div>",

@@ -1,0 +1,409 @@
+"""The main job on real images: train, prune at six budgets, fine-tune, and show what it cost.
+
+A wide ResNet learns scikit-learn's digits; its factors are collected once and serve every budget. All of it
+happens once per seed, and each seed also draws another held-out split.
+"""
+
+import importlib.util
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean, median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from . import __version__, ops
+from ._meter import Counted, Meter
+from .curvature.factors import Factors, estimate_factors
+from .data import Split, TensorLoader, digits
+from .models.resnet import ResNet
+from .pruning.criteria import eigendamage_scores
+from .pruning.forms import available
+from .pruning.plan import LayerPlan, Plan
+from .pruning.pruner import plan as make_plan
+from .report import (
+    LayerCut,
+    LossPair,
+    Measurement,
+    ReportData,
+    Spectrum,
+    headline,
+    mean_sd,
+    summarize,
+    write_report,
+)
+from .training import evaluate, finetune, mean_loss, recalibrate_bn, train
+
+_EVAL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """How much of everything; the defaults are the demo.
+
+    Attributes:
+        budgets: Fractions of the FLOPs to keep.
+        shares: Fractions of a layer's directions kept on every side when it is cut alone.
+        repeats: Timed batches per network; the median counts.
+        train_examples: Use only so many of the training images, None for all.
+    """
+
+    seeds: int = 3
+    device: str = "cpu"
+    depth: int = 8
+    widths: tuple[int, int, int] = (64, 128, 256)
+    budgets: tuple[float, ...] = (0.8, 0.65, 0.5, 0.35, 0.25, 0.125)
+    batch_size: int = 64
+    epochs: int = 6
+    lr: float = 0.05
+    finetune_epochs: int = 3
+    finetune_lr: float = 0.02
+    fisher: str = "exact"
+    shares: tuple[float, ...] = (0.9, 0.75, 0.5)
+    timing_batch: int = 256
+    repeats: int = 11
+    train_examples: int | None = None
+
+
+@dataclass(frozen=True)
+class _Details:
+    """What the report shows of one seed beyond its measurements."""
+
+    layers: Mapping[float, Sequence[LayerCut]]
+    skipped: Mapping[str, str]
+    spectra: Sequence[Spectrum]
+    alone: Sequence[LossPair]
+
+
+def missing_requirement() -> str | None:
+    """One sentence with the remedy if a library that only the demo needs is missing."""
+    needed = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+    missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        return None
+    return f"demo: {' and '.join(missing)} must be installed; run `pip install {' '.join(missing)}`"
+
+
+def run_demo(
+    settings: DemoSettings = DemoSettings(),
+    *,
+    output: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> ReportData:
+    """Run the demo and write its report.
+
+    Args:
+        settings: How much of everything.
+        output: Where the HTML page goes; None writes none.
+        progress: Show a bar with the time left, or lines when standard error is no terminal.
+
+    Returns:
+        What the report shows: with the same settings, threads and machine the same numbers, times apart.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn or matplotlib is missing.
+    """
+    start = time.monotonic()
+    measurements: list[Measurement] = []
+    details: list[_Details] = []
+    losses: list[float] = []
+    with Meter(_work(settings), enabled=progress) as meter:
+        for seed in range(settings.seeds):
+            run = _Seed(settings, seed, meter)
+            measurements += run.measurements()
+            losses.append(run.baseline)
+            if not details:
+                details.append(run.details())
+    data = ReportData(
+        title=f"ResNet-{settings.depth} on handwritten digits, pruned in the Kronecker-factored eigenbasis",
+        subtitle=(
+            "Networks were trained from scratch, cut to several budgets of FLOPs, given fresh batch-norm "
+            "statistics and fine-tuned briefly with the dense network as teacher. Everything here was "
+            "measured in one run on one machine."
+        ),
+        headline_budget=_headline_budget(settings),
+        measurements=measurements,
+        layers=details[0].layers,
+        skipped=details[0].skipped,
+        spectra=details[0].spectra,
+        alone=details[0].alone,
+        settings=_provenance(settings, losses, time.monotonic() - start),
+    )
+    if output is not None:
+        write_report(output, data)
+    return data
+
+
+def print_table(data: ReportData, console: Console) -> None:
+    """The measurements as a table, and the headline below it."""
+    rows = summarize(data.measurements)
+    seeds = len(rows[0].accuracy)
+    table = Table(title=f"{data.title}\n{f'mean ± sd over {seeds} seeds' if seeds > 1 else 'one seed'}")
+    table.add_column("FLOPs\nbudget", justify="right")
+    for heading in (
+        "accuracy, %\nbefore tuning",
+        "accuracy, %\nfine-tuned",
+        "parameters\nM",
+        "FLOPs\nM",
+        "time\nms per batch",
+        "speed",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        dense = row.budget == 1
+        table.add_row(
+            "dense" if dense else f"{100 * row.budget:g} %",
+            "" if dense else mean_sd(row.accuracy_cut),
+            mean_sd(row.accuracy),
+            f"{fmean(row.params) / 1e6:.3f}",
+            f"{fmean(row.flops) / 1e6:.2f}",
+            mean_sd(row.milliseconds),
+            f"{fmean(row.speedup):.2f}×",
+            end_section=dense,
+        )
+    console.print(table)
+    console.print(headline(data), highlight=False)
+
+
+class _Seed:
+    """One seed: its data, its trained network and its factors."""
+
+    def __init__(self, settings: DemoSettings, seed: int, meter: Meter) -> None:
+        self.settings, self.seed, self.meter = settings, seed, meter
+        self.label = f"seed {seed + 1} of {settings.seeds}"
+        split = _normalized(digits(seed), settings)
+        (self.x, self.y), (self.test_x, self.test_y) = split
+        self.dense = self._trained()
+        meter.stage(f"{self.label}: factors")
+        self.factors = self._factors()
+        self.baseline = self._train_loss(self.dense)
+        self.plans: dict[float, Plan] = {}
+
+    def _loader(self, batch_size: int, work: float, *, shuffle: bool = False) -> Counted:
+        loader = TensorLoader(self.x, self.y, batch_size=batch_size, shuffle=shuffle, seed=self.seed)
+        return Counted(loader, self.meter, work)
+
+    def _trained(self) -> nn.Module:
+        s = self.settings
+        self.meter.stage(f"{self.label}: train")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model: nn.Module = ResNet(s.depth, s.widths, num_classes=10, in_channels=1)
+        model = model.to(device=s.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        loader = self._loader(s.batch_size, 3, shuffle=True)
+        train(model, loader, epochs=s.epochs, lr=s.lr, seed=self.seed, progress=False)
+        return model.eval()
+
+    def _factors(self) -> Factors:
+        loader = self._loader(_EVAL_BATCH, _FACTOR_WORK)
+        return estimate_factors(
+            self.dense, loader, fisher=self.settings.fisher, seed=self.seed, progress=False
+        )
+
+    def _train_loss(self, model: nn.Module, budget: float = 1) -> float:
+        return mean_loss(model, self._loader(_EVAL_BATCH, budget))
+
+    def _accuracy(self, model: nn.Module) -> float:
+        return evaluate(model, TensorLoader(self.test_x, self.test_y, batch_size=_EVAL_BATCH))
+
+    def plan(self, flops: float) -> Plan:
+        """The network's plan for a fraction of its FLOPs; 1 leaves every layer dense."""
+        return make_plan(self.dense, self.factors, target={"flops": flops}, example_inputs=self.x[:1])
+
+    def measurements(self) -> list[Measurement]:
+        """The dense network and every pruned one."""
+        whole, accuracy = self.plan(1.0), self._accuracy(self.dense)
+        dense = Measurement(
+            self.seed, 1.0, accuracy, accuracy, whole.params_before, whole.flops_before, milliseconds=math.nan
+        )
+        networks, rows = [self.dense], [dense]
+        for budget in self.settings.budgets:
+            self.meter.stage(f"{self.label}: {100 * budget:g} % of the FLOPs")
+            model, row = self._pruned(budget)
+            networks.append(model)
+            rows.append(row)
+        self.meter.stage(f"{self.label}: time")
+        batch = self.x[: self.settings.timing_batch].contiguous(memory_format=torch.channels_last)
+        times = _milliseconds(networks, batch, self.settings.repeats)
+        self.meter.advance(_timing_work(self.settings))
+        return [replace(row, milliseconds=time) for row, time in zip(rows, times, strict=True)]
+
+    def _pruned(self, budget: float) -> tuple[nn.Module, Measurement]:
+        """The fine-tuned network of a budget, and its row but for the time."""
+        s = self.settings
+        self.plans[budget] = plan = self.plan(budget)
+        result = plan.apply(self.dense)
+        model = result.model
+        measured = self._train_loss(model, budget) - self.baseline
+        recalibrate_bn(model, self._loader(_EVAL_BATCH, budget))
+        accuracy_cut = self._accuracy(model)
+        finetune(
+            model,
+            self._loader(s.batch_size, 3 * budget + 1, shuffle=True),
+            epochs=s.finetune_epochs,
+            lr=s.finetune_lr,
+            teacher=self.dense,
+            seed=self.seed,
+            progress=False,
+        )
+        return model, Measurement(
+            seed=self.seed,
+            budget=budget,
+            accuracy_cut=accuracy_cut,
+            accuracy=self._accuracy(model),
+            params=result.params_after,
+            flops=result.flops_after,
+            milliseconds=math.nan,
+            predicted_loss=plan.predicted_loss,
+            measured_loss=measured,
+        )
+
+    def details(self) -> _Details:
+        """What only the first seed is asked for; after `measurements`."""
+        self.meter.stage(f"{self.label}: each layer cut alone")
+        return _Details(
+            layers={budget: [_layer_cut(plan[name]) for name in plan] for budget, plan in self.plans.items()},
+            skipped=self.factors.skipped,
+            spectra=self._spectra(self.plans[_headline_budget(self.settings)]),
+            alone=list(self._alone()),
+        )
+
+    def _alone(self) -> Iterator[LossPair]:
+        for name, spec in self.factors.specs.items():
+            form = available(spec)[-1]
+            for share in self.settings.shares if form != "dense" else ():
+                plan = self.plan(1.0)
+                ranks = [max(1, round(share * n)) for n in (spec.in_per_group, spec.out_per_group)]
+                plan.set(name, form=form, input_rank=ranks[0], output_rank=ranks[1])
+                measured = self._train_loss(plan.apply(self.dense).model) - self.baseline
+                yield LossPair(name, f"{100 * share:g} % kept", plan.predicted_loss, measured)
+
+    def _spectra(self, plan: Plan) -> list[Spectrum]:
+        basis = self.factors.eigenbasis()
+        modules = dict(self.dense.named_modules())
+        spectra = []
+        for name, layer in plan.items():
+            scores = eigendamage_scores(layer.spec, modules[name], basis[name])
+            sides = (
+                (basis[name].A, scores.input_basis, layer.input_rank),
+                (basis[name].G, scores.output_basis, layer.output_rank),
+            )
+            (inputs, input_kept), (outputs, output_kept) = (
+                (eigen.values.flatten().tolist(), _kept(eigen.vectors, ordered, rank))
+                for eigen, ordered, rank in sides
+            )
+            spectra.append(Spectrum(name, inputs, input_kept, outputs, output_kept))
+        return spectra
+
+
+def _kept(vectors: Tensor, ordered: Tensor, rank: int) -> list[bool]:
+    """Which eigenvectors are among the first ``rank`` of the same ones in order of merit.
+
+    Args:
+        vectors: ``(g, n, n)`` or ``(n, n)``, columns.
+        ordered: ``(g, n, n)``, the columns of each group permuted.
+        rank: Kept in each group.
+    """
+    n = ordered.shape[-1]
+    overlap = vectors.reshape(-1, n, n).to(ordered).mT @ ordered
+    kept = torch.zeros(overlap.shape[:2], dtype=torch.bool)
+    return kept.scatter(1, overlap.abs().argmax(1)[:, :rank], True).flatten().tolist()
+
+
+def _layer_cut(layer: LayerPlan) -> LayerCut:
+    return LayerCut(
+        name=layer.name,
+        form=layer.form,
+        input_rank=layer.input_rank,
+        output_rank=layer.output_rank,
+        in_channels=layer.spec.in_per_group,
+        out_channels=layer.spec.out_per_group,
+        params=layer.params,
+        flops=layer.flops,
+        predicted_loss=layer.predicted_loss,
+        note=layer.note,
+    )
+
+
+def _normalized(split: Split, settings: DemoSettings) -> Split:
+    """Zero mean and unit variance by the training part, on the settings' device."""
+    (x, y), (test_x, test_y) = split
+    x, y = x[: settings.train_examples], y[: settings.train_examples]
+    mean, std = x.mean(), x.std()
+    x, test_x = (((t - mean) / std).to(settings.device) for t in (x, test_x))
+    return Split((x, y.to(settings.device)), (test_x, test_y.to(settings.device)))
+
+
+def _milliseconds(networks: Sequence[nn.Module], batch: Tensor, repeats: int) -> list[float]:
+    """Median time of a forward pass per network; they take turns, so that a slow moment hits them all."""
+    times: list[list[float]] = [[] for _ in networks]
+    with torch.inference_mode():
+        for repeat in range(repeats + 1):
+            for network, record in zip(networks, times, strict=True):
+                start = time.perf_counter()
+                network(batch)
+                if batch.is_cuda:
+                    torch.cuda.synchronize(batch.device)
+                if repeat:  # the first round warms up
+                    record.append(1000 * (time.perf_counter() - start))
+    return [median(record) for record in times]
+
+
+def _headline_budget(settings: DemoSettings) -> float:
+    return min(settings.budgets, key=lambda budget: abs(budget - 0.5))
+
+
+# Work is counted in forward passes of the dense network over the training set.
+_FACTOR_WORK = 10.0
+
+
+def _timing_work(settings: DemoSettings) -> float:
+    return (1 + sum(settings.budgets)) * (settings.repeats + 1) * settings.timing_batch / 1400
+
+
+def _work(settings: DemoSettings) -> float:
+    s = settings
+    pruned = sum(2 * b + s.finetune_epochs * (3 * b + 1) for b in s.budgets)
+    layers = s.depth - 1  # 3×3 convolutions
+    per_seed = 3 * s.epochs + _FACTOR_WORK + 1 + pruned + _timing_work(s)
+    return s.seeds * per_seed + layers * len(s.shares)
+
+
+def _provenance(settings: DemoSettings, losses: Sequence[float], seconds: float) -> dict[str, str]:
+    s, build = settings, ops.build_info()
+    return {
+        "network": f"ResNet, depth {s.depth}, widths {'/'.join(map(str, s.widths))}, projection shortcuts",
+        "data": "scikit-learn's digits, 8×8 grey, a quarter held out, another split for each seed",
+        "seeds": ", ".join(map(str, range(s.seeds))),
+        "training": f"{s.epochs} epochs, batches of {s.batch_size}, SGD, learning rate {s.lr:g}, cosine",
+        "training loss": ", ".join(f"{loss:.2g}" for loss in losses) + " (dense networks)",
+        "factors": f"channel, Fisher {s.fisher}, all training images, once per seed",
+        "fine-tuning": f"{s.finetune_epochs} epochs, learning rate {s.finetune_lr:g}, cosine, "
+        "distilled from the dense network",
+        "time": f"median of {s.repeats} interleaved batches of {s.timing_batch}, channels last, eval mode",
+        "package": f"eigendamage-ext {__version__}, kernels {build.get('simd', 'unknown')}",
+        "software": f"PyTorch {torch.__version__}, Python {platform.python_version()}, {platform.system()}",
+        "device": _device_name(s.device),
+        "threads": str(torch.get_num_threads()),
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "wall time": f"{seconds:.0f} s",
+    }
+
+
+def _device_name(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
