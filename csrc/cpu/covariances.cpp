@@ -1,0 +1,100 @@
+#include "covariances.h"
+
+#include "panels.h"
+#include "plan.h"
+#include "simd.h"
+
+namespace eigendamage::cpu {
+namespace {
+
+/// f(panel kernels of the type that x is summed in).
+template <class F>
+void dispatch(const ImageView& x, const F& f) {
+  const InstructionSet& set = instruction_set();
+  if (x.type == ScalarType::kFloat64) {
+    f(set.twice);
+  } else {
+    f(set.single);
+  }
+}
+
+/// Sums over the pixels of x.
+template <class T>
+void sum_pixels(const PanelKernels<T>& simd, const ImageView& x, const Plan& plan, bool bias, const Update& update,
+                const FactorView& out, const Execution& run, const Limits& limits) {
+  const Tiling tiling = tile_channels(simd, out.groups, x.channels / out.groups, bias, true);
+  const auto packer = pack_pixels(simd, x, tiling);
+  sum_grams<T>({simd, plan, tiling, *packer, x.batch, update, out, *run.parallel_for, limits});
+}
+
+/// Sums over the outputs of a convolution, from patches written out for a box of outputs at a time.
+template <class T>
+void sum_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry, const Tiling& tiling,
+                 const Update& update, const FactorView& out, const Execution& run, const Limits& limits) {
+  const Plan plan = dense_plan(geometry.vertical.output, geometry.horizontal.output);
+  const auto packer = pack_patches(simd, x, geometry, tiling);
+  sum_grams<T>({simd, plan, tiling, *packer, x.batch, update, out, *run.parallel_for, limits});
+}
+
+/// Whether sharing the Grams of lags takes less time than writing out the patches. Counted in multiply-adds: packing a
+/// number costs about as much as kPack of them, adding up a number of the output as kAdd.
+template <class T>
+bool lags_pay(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry, const Tiling& channels,
+              const Tiling& patch) {
+  constexpr double kPack = 16, kAdd = 4, kBoxPositions = 4096;
+  const auto side = [&](const Tiling& tiling) {  // of the Gram of a bundle, in whole vectors
+    const std::int64_t used = tiling.bundle_groups * tiling.channels + tiling.constant;
+    return static_cast<double>((used + simd.lanes - 1) / simd.lanes * simd.lanes);
+  };
+  const auto numbers = [](const Tiling& tiling) { return static_cast<double>(tiling.channels_per_position()); };
+  const LagWork lag = lag_work(geometry, x.height, x.width);
+  const auto pixels = static_cast<double>(x.height * x.width);
+  const auto outputs = static_cast<double>(geometry.vertical.output * geometry.horizontal.output);
+  const double boxes_per_image = pixels / kBoxPositions;
+
+  const double lag_square = static_cast<double>(channels.bundles) * side(channels) * side(channels) / 2;
+  const double lag_form =
+      lag.positions * lag_square + kPack * pixels * numbers(channels) + kAdd * boxes_per_image * lag.terms * lag_square;
+  const double triangle =
+      static_cast<double>(patch.bundles) * side(patch) * (side(patch) + static_cast<double>(simd.lanes)) / 2;
+  const double direct = outputs * (triangle + kPack * numbers(patch));
+  return lag_form <= direct;
+}
+
+}  // namespace
+
+void covariance(const ImageView& x, bool bias, const Update& update, const FactorView& out, const Execution& run,
+                const Tuning& tuning) {
+  ImageView rows = x;
+  if (x.height == 1 && x.width == 1) {  // a matrix: one long image, so that columns can be its lines
+    rows.width = x.batch;
+    rows.width_stride = x.batch_stride;
+    rows.batch = 1;
+  }
+  dispatch(x, [&](const auto& simd) {
+    sum_pixels(simd, rows, dense_plan(rows.height, rows.width), bias, update, out, run, tuning.limits);
+  });
+}
+
+void channel_covariance(const ImageView& x, const ConvGeometry& geometry, const Update& update, const FactorView& out,
+                        const Execution& run, const Tuning& tuning) {
+  dispatch(x, [&](const auto& simd) {
+    sum_pixels(simd, x, channel_plan(geometry, x.height, x.width), false, update, out, run, tuning.limits);
+  });
+}
+
+void patch_covariance(const ImageView& x, const ConvGeometry& geometry, bool bias, const Update& update,
+                      const FactorView& out, const Execution& run, const Tuning& tuning) {
+  dispatch(x, [&](const auto& simd) {
+    const Tiling channels = tile_channels(simd, out.groups, x.channels / out.groups, bias, true);
+    const Tiling patch = tile_channels(simd, out.groups, out.size - bias, bias, false);
+    if (tuning.form == PatchForm::kLags ||
+        (tuning.form == PatchForm::kCheaper && lags_pay(simd, x, geometry, channels, patch))) {
+      sum_pixels(simd, x, patch_plan(geometry, x.height, x.width), bias, update, out, run, tuning.limits);
+    } else {
+      sum_patches(simd, x, geometry, patch, update, out, run, tuning.limits);
+    }
+  });
+}
+
+}  // namespace eigendamage::cpu

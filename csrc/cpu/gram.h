@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "../kernels.h"
+#include "panels.h"
+#include "plan.h"
+#include "simd.h"
+
+namespace eigendamage::cpu {
+
+/// Bytes of memory, shared by all threads but for `pass`.
+struct Limits {
+  std::int64_t kept = 4 << 20;       ///< sums set aside from box to box; where they need more, boxes add to `out`
+  std::int64_t pass = 512 << 10;     ///< sums that a thread holds while it adds them to `out`
+  std::int64_t kept_box = 1 << 20;   ///< packed positions, where sums are set aside
+  std::int64_t added_box = 8 << 20;  ///< packed positions, where they are added
+};
+
+/// Everything that sums over positions is one computation: the plan says which Grams of a grid's positions and lags make
+/// up which block of the output, the tiling how channels are laid into panels, the packer where their values come from.
+///
+///   out = beta·out + alpha·Σ_images (blocks of the plan), with the constant's row and column last.
+///
+/// Boxes of positions are packed one after the other, and their sums set aside or added to `out`. Which thread computes
+/// what is left open; what is added to what, in which order, depends on the shape alone.
+template <class T>
+struct GramProblem {
+  const PanelKernels<T>& simd;
+  const Plan& plan;
+  const Tiling& tiling;
+  const Packer<T>& packer;
+  std::int64_t images;
+  Update update;
+  FactorView out;
+  const ParallelFor& parallel_for;
+  Limits limits;
+};
+
+template <class T>
+void sum_grams(const GramProblem<T>& problem);
+
+}  // namespace eigendamage::cpu

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../views.h"
+
+namespace eigendamage::cpu {
+
+/// The lines first + step·u, 0 ≤ u < count, of one image axis.
+struct Segment {
+  std::int64_t first, step, count;
+};
+
+/// Kernel offsets i and j. Over all outputs t at which both read inside the image, offset i reads exactly the lines of the
+/// segments [begin, end) of its group, each once.
+struct OffsetPair {
+  std::int64_t i, j;
+  std::int64_t begin, end;
+};
+
+/// The offset pairs of one axis that read the same pairs of lines: `lag` = dilation·(j − i) apart and in the same residue
+/// class modulo the stride. They differ only in how far their windows reach, so the windows' ends cut the class into
+/// disjoint segments, in ascending order, of which every window is a run.
+struct AxisGroup {
+  std::int64_t lag;
+  std::vector<Segment> segments;
+  std::vector<OffsetPair> pairs;
+};
+
+/// All kernel² ordered offset pairs of an axis over an image of `size` lines; pairs that never meet have begin = end.
+std::vector<AxisGroup> axis_groups(const ConvAxis& axis, std::int64_t size);
+
+}  // namespace eigendamage::cpu

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "../views.h"
+#include "plan.h"
+#include "simd.h"
+
+namespace eigendamage::cpu {
+
+/// How the channels of every group are laid into panels of `width` channels. Small groups may share the panel of a bundle,
+/// and with `constant` the last channel of each bundle is the number 1.
+struct Tiling {
+  std::int64_t groups, channels;  ///< channels of one group, the constant not counted
+  bool constant;
+  std::int64_t bundle_groups, bundles;
+  std::int64_t width, panels;  ///< panels of one bundle
+
+  std::int64_t bundle_channels(std::int64_t bundle) const;  ///< real channels of a bundle
+  /// Channels of a panel, the constant counted.
+  std::int64_t panel_channels(std::int64_t bundle, std::int64_t panel) const;
+  /// The constant's place in a panel, or -1.
+  std::int64_t constant_place(std::int64_t bundle, std::int64_t panel) const;
+  std::int64_t channels_per_position() const { return bundles * panels * width; }
+};
+
+template <class T>
+Tiling tile_channels(const PanelKernels<T>& simd, std::int64_t groups, std::int64_t channels, bool constant,
+                     bool share_panels);
+
+/// The positions summed in one step, and with them (`packed_…`) all that a lag reaches from there inside the grid.
+struct Box {
+  Range images, rows, columns;
+  Range packed_rows, packed_columns;
+
+  std::int64_t positions() const { return images.size() * packed_rows.size() * packed_columns.size(); }
+};
+
+/// Boxes that cover the grid of every image once, each of about `budget` packed positions. At least one, perhaps empty.
+std::vector<Box> split_boxes(const Plan& plan, std::int64_t images, std::int64_t budget);
+
+template <class T>
+struct AlignedDelete {
+  void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], AlignedDelete<T>>;
+
+template <class T>
+Buffer<T> make_buffer(std::int64_t size) {
+  return Buffer<T>(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T), std::align_val_t{64})));
+}
+
+/// Fills the panels of a box: packed[bundle][panel][row][column][image][width], images innermost so that any rectangle is
+/// made of long runs.
+template <class T>
+class Packer {
+ public:
+  virtual ~Packer() = default;
+  virtual std::int64_t tasks(const Box& box) const = 0;
+  virtual void pack(const Box& box, std::int64_t task, T* packed) const = 0;
+};
+
+/// Positions are the pixels of x.
+template <class T>
+std::unique_ptr<Packer<T>> pack_pixels(const PanelKernels<T>& simd, const ImageView& x, const Tiling& tiling);
+
+/// Positions are the outputs of a convolution, channels the patch (c, kh, kw) of one group, 0 outside the image.
+template <class T>
+std::unique_ptr<Packer<T>> pack_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry,
+                                        const Tiling& tiling);
+
+}  // namespace eigendamage::cpu

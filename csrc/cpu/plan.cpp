@@ -1,0 +1,131 @@
+#include "plan.h"
+
+#include <map>
+
+#include "lags.h"
+
+namespace eigendamage::cpu {
+namespace {
+
+template <class Item>
+std::int64_t count(const std::vector<Item>& items) {
+  return static_cast<std::int64_t>(items.size());
+}
+
+Rectangle product(const Segment& vertical, const Segment& horizontal) {
+  return {vertical.first, vertical.count, vertical.step, horizontal.first, horizontal.count, horizontal.step};
+}
+
+/// How many offset pairs of the group cover each of its segments.
+std::vector<std::int64_t> multiplicities(const AxisGroup& group) {
+  std::vector<std::int64_t> covers(group.segments.size(), 0);
+  for (const OffsetPair& pair : group.pairs) {
+    for (std::int64_t s = pair.begin; s < pair.end; ++s) ++covers[static_cast<std::size_t>(s)];
+  }
+  return covers;
+}
+
+/// The rectangles of a 2-D group, one slot each, and the blocks of its offset pairs.
+void add_group(Plan& plan, const AxisGroup& v, const AxisGroup& h, std::int64_t kernel_width) {
+  LagGroup group{v.lag, h.lag, {count(plan.slots), 0}, {count(plan.blocks), 0}};
+  for (const Segment& sv : v.segments) {
+    for (const Segment& sh : h.segments) {
+      plan.slots.push_back({{count(plan.rectangles), count(plan.rectangles) + 1}});
+      plan.rectangles.push_back(product(sv, sh));
+    }
+  }
+  const std::int64_t across = count(h.segments);
+  for (const OffsetPair& pv : v.pairs) {
+    for (const OffsetPair& ph : h.pairs) {
+      Block block{pv.i * kernel_width + ph.i, pv.j * kernel_width + ph.j, {count(plan.terms), 0}};
+      for (std::int64_t sv = pv.begin; sv < pv.end; ++sv) {
+        for (std::int64_t sh = ph.begin; sh < ph.end; ++sh) {
+          plan.terms.push_back({group.slots.begin + sv * across + sh, 1});
+        }
+      }
+      block.terms.end = count(plan.terms);
+      plan.blocks.push_back(block);
+    }
+  }
+  group.slots.end = count(plan.slots);
+  group.blocks.end = count(plan.blocks);
+  plan.groups.push_back(group);
+}
+
+Plan empty_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width) {
+  Plan plan{};
+  plan.height = height;
+  plan.width = width;
+  plan.offsets = 1;
+  plan.outputs = geometry.vertical.output * geometry.horizontal.output;
+  return plan;
+}
+
+}  // namespace
+
+Plan dense_plan(std::int64_t height, std::int64_t width) {
+  return patch_plan({{1, 1, 0, 1, height}, {1, 1, 0, 1, width}}, height, width);
+}
+
+Plan channel_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width) {
+  std::map<std::int64_t, std::vector<Rectangle>> by_multiplicity;
+  const std::vector<AxisGroup> horizontal = axis_groups(geometry.horizontal, width);
+  for (const AxisGroup& v : axis_groups(geometry.vertical, height)) {
+    if (v.lag != 0) continue;
+    const std::vector<std::int64_t> down = multiplicities(v);
+    for (const AxisGroup& h : horizontal) {
+      if (h.lag != 0) continue;
+      const std::vector<std::int64_t> right = multiplicities(h);
+      for (std::size_t i = 0; i < down.size(); ++i) {
+        for (std::size_t j = 0; j < right.size(); ++j) {
+          by_multiplicity[down[i] * right[j]].push_back(product(v.segments[i], h.segments[j]));
+        }
+      }
+    }
+  }
+  Plan plan = empty_plan(geometry, height, width);
+  for (const auto& [multiplicity, rectangles] : by_multiplicity) {
+    plan.terms.push_back({count(plan.slots), multiplicity});
+    plan.slots.push_back({{count(plan.rectangles), count(plan.rectangles) + count(rectangles)}});
+    plan.rectangles.insert(plan.rectangles.end(), rectangles.begin(), rectangles.end());
+  }
+  plan.blocks.push_back({0, 0, {0, count(plan.terms)}});
+  plan.groups.push_back({0, 0, {0, count(plan.slots)}, {0, 1}});
+  plan.zero_lag = {0, 1};
+  return plan;
+}
+
+Plan patch_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width) {
+  Plan plan = empty_plan(geometry, height, width);
+  plan.offsets = geometry.vertical.kernel * geometry.horizontal.kernel;
+  plan.reach_down = geometry.vertical.dilation * (geometry.vertical.kernel - 1);
+  plan.reach_right = geometry.horizontal.dilation * (geometry.horizontal.kernel - 1);
+  const std::vector<AxisGroup> vertical = axis_groups(geometry.vertical, height);
+  const std::vector<AxisGroup> horizontal = axis_groups(geometry.horizontal, width);
+  for (const int wanted : {-1, 0, 1}) {
+    if (wanted == 0) plan.zero_lag.begin = count(plan.groups);
+    for (const AxisGroup& v : vertical) {
+      for (const AxisGroup& h : horizontal) {
+        const std::int64_t lag = v.lag != 0 ? v.lag : h.lag;
+        if ((lag > 0) - (lag < 0) == wanted) add_group(plan, v, h, geometry.horizontal.kernel);
+      }
+    }
+    if (wanted == 0) plan.zero_lag.end = count(plan.groups);
+  }
+  return plan;
+}
+
+LagWork lag_work(const ConvGeometry& geometry, std::int64_t height, std::int64_t width) {
+  const auto axis_work = [](const ConvAxis& axis, std::int64_t size) {
+    LagWork work{0, 0};
+    for (const AxisGroup& group : axis_groups(axis, size)) {
+      for (const Segment& segment : group.segments) work.positions += static_cast<double>(segment.count);
+      for (const OffsetPair& pair : group.pairs) work.terms += static_cast<double>(pair.end - pair.begin);
+    }
+    return work;
+  };
+  const LagWork v = axis_work(geometry.vertical, height), h = axis_work(geometry.horizontal, width);
+  return {v.positions * h.positions, v.terms * h.terms};
+}
+
+}  // namespace eigendamage::cpu

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../views.h"
+
+namespace eigendamage::cpu {
+
+/// Positions of a grid (an image's pixels, or the outputs of a convolution): `rows` × `columns` of them.
+struct Rectangle {
+  std::int64_t row, rows, row_step;
+  std::int64_t column, columns, column_step;
+};
+
+/// A range of indices into one of the plan's lists.
+struct Range {
+  std::int64_t begin, end;
+  std::int64_t size() const { return end - begin; }
+};
+
+/// One C × C sum Σ_n Σ_q x_nq x_n(q+lag)ᵀ, q over the rectangles.
+struct Slot {
+  Range rectangles;
+};
+
+/// The block (k1, k2) of the output: its entry for channels (c, c') lies at row c·K + k1, column c'·K + k2.
+struct Block {
+  std::int64_t k1, k2;
+  Range terms;
+};
+
+/// The block of a term gains weight · slot.
+struct Term {
+  std::int64_t slot, weight;
+};
+
+/// Slots that share the lag (down, right), and the blocks made of them alone.
+struct LagGroup {
+  std::int64_t down, right;
+  Range slots, blocks;
+};
+
+/// What a kernel sums, for every pair of channels: a list of rectangles and where their sums go. Opposite lags mirror each
+/// other, so negative ones are needed only between different channel panels.
+struct Plan {
+  std::int64_t height, width;            ///< of the grid of positions
+  std::int64_t reach_down, reach_right;  ///< the largest lag
+  std::int64_t offsets;                  ///< K, kernel offsets kept apart in the output
+  std::int64_t outputs;                  ///< rows summed per image
+  std::vector<LagGroup> groups;          ///< of negative lag, then zero, then positive
+  Range zero_lag;                        ///< among the groups
+  std::vector<Slot> slots;
+  std::vector<Rectangle> rectangles;
+  std::vector<Block> blocks;
+  std::vector<Term> terms;
+};
+
+/// Σ over all positions of the grid.
+Plan dense_plan(std::int64_t height, std::int64_t width);
+
+/// Σ over pixels, each as often as windows cover it.
+Plan channel_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width);
+
+/// The patch covariance in lag form: every block is a sum of rectangles shared between the blocks of its lag.
+Plan patch_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width);
+
+/// Work of the lag form, known before its plan is made, per image and pair of channels: positions summed, and terms added.
+struct LagWork {
+  double positions, terms;
+};
+LagWork lag_work(const ConvGeometry& geometry, std::int64_t height, std::int64_t width);
+
+}  // namespace eigendamage::cpu

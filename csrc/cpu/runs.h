@@ -1,0 +1,79 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "panels.h"
+#include "plan.h"
+#include "simd.h"
+
+namespace eigendamage::cpu {
+
+/// Positions summed in registers before they are added to a tile: the accuracy of float sums rests on it.
+constexpr std::int64_t kRegisterPositions = 256;
+
+/// The lines first + step·u of [first, first + step·count) that lie in `range`.
+inline void clip(std::int64_t& first, std::int64_t& count, std::int64_t step, const Range& range) {
+  const auto lines_before = [&](std::int64_t limit) {
+    return std::clamp<std::int64_t>((limit - first + step - 1) / step, 0, count);
+  };
+  const std::int64_t skip = lines_before(range.begin);
+  count = lines_before(range.end) - skip;
+  first += step * skip;
+}
+
+/// Lists the positions of a slot inside a box, in panel order, as lists of runs of at most kRegisterPositions positions.
+/// emit(runs, run_count) is called for positions [from, to) of them.
+template <class Emit>
+void for_each_run_list(const Plan& plan, const Slot& slot, const Box& box, std::int64_t from, std::int64_t to,
+                       const Emit& emit) {
+  Run runs[kRegisterPositions];
+  std::int64_t used = 0, held = 0, at = 0;
+  const auto add = [&](std::int64_t position, std::int64_t length) {
+    const std::int64_t skip = std::clamp<std::int64_t>(from - at, 0, length);
+    std::int64_t left = std::clamp<std::int64_t>(to - at, skip, length) - skip;
+    position += skip;
+    at += length;
+    while (left > 0) {
+      const std::int64_t take = std::min(left, kRegisterPositions - held);
+      runs[used++] = {position, take};
+      position += take;
+      left -= take;
+      held += take;
+      if (held == kRegisterPositions) {
+        emit(runs, used);
+        used = held = 0;
+      }
+    }
+  };
+  const std::int64_t images = box.images.size(), across = box.packed_columns.size();
+  for (std::int64_t i = slot.rectangles.begin; i < slot.rectangles.end; ++i) {
+    Rectangle r = plan.rectangles[static_cast<std::size_t>(i)];
+    clip(r.row, r.rows, r.row_step, box.rows);
+    clip(r.column, r.columns, r.column_step, box.columns);
+    if (r.rows == 0 || r.columns == 0) continue;
+    const std::int64_t first = (r.row - box.packed_rows.begin) * across + r.column - box.packed_columns.begin;
+    const bool whole_row = r.column_step == 1, whole = whole_row && r.row_step == 1 && r.columns == across;
+    const std::int64_t joined_rows = whole ? r.rows : 1, joined_columns = whole_row ? r.columns : 1;
+    for (std::int64_t v = 0; v < r.rows; v += joined_rows) {
+      for (std::int64_t u = 0; u < r.columns; u += joined_columns) {
+        add((first + v * r.row_step * across + u * r.column_step) * images, joined_rows * joined_columns * images);
+      }
+    }
+  }
+  if (used > 0) emit(runs, used);
+}
+
+/// Positions of a slot inside a box.
+inline std::int64_t slot_positions(const Plan& plan, const Slot& slot, const Box& box) {
+  std::int64_t positions = 0;
+  for (std::int64_t i = slot.rectangles.begin; i < slot.rectangles.end; ++i) {
+    Rectangle r = plan.rectangles[static_cast<std::size_t>(i)];
+    clip(r.row, r.rows, r.row_step, box.rows);
+    clip(r.column, r.columns, r.column_step, box.columns);
+    positions += r.rows * r.columns * box.images.size();
+  }
+  return positions;
+}
+
+}  // namespace eigendamage::cpu

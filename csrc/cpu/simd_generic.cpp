@@ -1,0 +1,12 @@
+#include "simd.h"
+
+#define EIGENDAMAGE_LEVEL generic
+#define EIGENDAMAGE_VECTOR_BYTES 16
+#define EIGENDAMAGE_TILE_ROWS 4
+#include "simd_text.h"
+
+namespace eigendamage::cpu {
+
+const InstructionSet kGeneric{"generic", generic::kPanelKernels<float>, generic::kPanelKernels<double>};
+
+}  // namespace eigendamage::cpu

@@ -1,0 +1,222 @@
+// The text of the inner loops. Each simd_<level>.cpp includes it once, below its target pragma, with EIGENDAMAGE_LEVEL
+// (the namespace), EIGENDAMAGE_VECTOR_BYTES and EIGENDAMAGE_TILE_ROWS defined. No std template may be used here: the linker
+// would merge its instances across levels.
+
+namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
+namespace {
+
+template <class T>
+constexpr int kLanes = EIGENDAMAGE_VECTOR_BYTES / static_cast<int>(sizeof(T));
+constexpr int kTileRows = EIGENDAMAGE_TILE_ROWS;
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(EIGENDAMAGE_VECTOR_BYTES), may_alias));
+  typedef std::int32_t index __attribute__((vector_size(EIGENDAMAGE_VECTOR_BYTES)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(EIGENDAMAGE_VECTOR_BYTES), may_alias));
+  typedef std::int64_t index __attribute__((vector_size(EIGENDAMAGE_VECTOR_BYTES)));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+Vector<T> load(const T* p) {  // any alignment
+  Vector<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+void store(T* p, Vector<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// kTileRows × `Vectors` accumulators in registers: a row is broadcast, a column vector loaded.
+template <class T, int Vectors>
+__attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t width, const Run* runs,
+                                         std::int64_t run_count, T* tile) {
+  Vector<T> sum[kTileRows][Vectors] = {};
+  for (const Run* run = runs; run != runs + run_count; ++run) {
+    const T* row = a + run->position * width;
+    const T* column = b + run->position * width;
+    for (std::int64_t left = run->count; left > 0; --left, row += width, column += width) {
+      Vector<T> right[Vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) right[v] = load(column + v * kLanes<T>);
+#pragma GCC unroll 8
+      for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) sum[r][v] += right[v] * row[r];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      T* out = tile + r * width + v * kLanes<T>;
+      store(out, load(out) + sum[r][v]);
+    }
+  }
+}
+
+template <class T>
+void gram(const T* a, const T* b, std::int64_t width, const Run* runs, std::int64_t run_count, std::int64_t rows,
+          std::int64_t columns, bool upper, T* tile) {
+  constexpr std::int64_t lanes = kLanes<T>;
+  for (std::int64_t row = 0; row < rows; row += kTileRows) {
+    const std::int64_t first = upper && row >= lanes ? lanes : 0;
+    if (columns - first > lanes) {
+      gram_rows<T, 2>(a + row, b + first, width, runs, run_count, tile + row * width + first);
+    } else if (columns > first) {
+      gram_rows<T, 1>(a + row, b + first, width, runs, run_count, tile + row * width + first);
+    }
+  }
+}
+
+// Interleaving the upper with the lower half of the rows log2(lanes) times transposes them.
+template <class T>
+void transpose(Vector<T> (&rows)[kLanes<T>]) {
+  constexpr int lanes = kLanes<T>;
+  typename VectorOf<T>::index low, high;
+  for (int i = 0; i < lanes; ++i) {
+    low[i] = i / 2 + (i % 2) * lanes;
+    high[i] = low[i] + lanes / 2;
+  }
+#pragma GCC unroll 4
+  for (int step = 1; step < lanes; step *= 2) {
+    Vector<T> mixed[lanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < lanes / 2; ++i) {
+      mixed[2 * i] = __builtin_shuffle(rows[i], rows[i + lanes / 2], low);
+      mixed[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + lanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) rows[i] = mixed[i];
+  }
+}
+
+template <class T>
+void interleave(const T* const* lines, std::int64_t count, std::int64_t stride, T* out) {
+  constexpr int lanes = kLanes<T>;
+  std::int64_t p = 0;
+  for (; p + lanes <= count; p += lanes) {
+    Vector<T> rows[lanes];
+#pragma GCC unroll 16
+    for (int c = 0; c < lanes; ++c) rows[c] = lines[c] ? load(lines[c] + p) : Vector<T>{};
+    transpose<T>(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) store(out + (p + i) * stride, rows[i]);
+  }
+  for (; p < count; ++p) {
+    for (int c = 0; c < lanes; ++c) out[p * stride + c] = lines[c] ? lines[c][p] : T(0);
+  }
+}
+
+typedef std::uint16_t Halves __attribute__((vector_size(EIGENDAMAGE_VECTOR_BYTES / 2)));
+typedef std::uint32_t Words __attribute__((vector_size(EIGENDAMAGE_VECTOR_BYTES)));
+typedef float Floats __attribute__((vector_size(EIGENDAMAGE_VECTOR_BYTES)));
+
+Words words(const std::uint16_t* halves) {
+  Halves h;
+  __builtin_memcpy(&h, halves, sizeof h);
+  return __builtin_convertvector(h, Words);
+}
+
+struct BFloat16 {
+  static Floats widen(Words w) { return (Floats)(w << 16); }
+};
+
+// The exponent is moved over to float's; a subnormal is normalised by a subtraction, Inf and NaN get float's exponent.
+struct Float16 {
+  static Floats widen(Words w) {
+    const Words magnitude = (w & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
+    const Words shifted = magnitude + 0x38000000;
+    const Words special = exponent == 0x0f800000 ? shifted + 0x38000000 : shifted;
+    const Words one = Words{} + 0x38800000;
+    const Words subnormal = (Words)((Floats)(shifted + 0x00800000) - (Floats)one);
+    return (Floats)((exponent == 0 ? subnormal : special) | (w & 0x8000) << 16);
+  }
+};
+
+template <class Half>
+float widen_one(std::uint16_t bits) {
+  Words w = {bits};
+  return Half::widen(w)[0];
+}
+
+template <class Half>
+void widen_halves(const std::uint16_t* in, std::int64_t count, float* out) {
+  std::int64_t i = 0;
+  for (; i + kLanes<float> <= count; i += kLanes<float>) store<float>(out + i, Half::widen(words(in + i)));
+  for (; i < count; ++i) out[i] = widen_one<Half>(in[i]);
+}
+
+template <class T>
+void copy(const T* in, std::int64_t count, T* out) {
+  std::int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store(out + i, load(in + i));
+  for (; i < count; ++i) out[i] = in[i];
+}
+
+// read(in, i, n, out): n scalars from in[i] on, as T.
+template <class T, class In, class Read>
+void copy_pixels_of(const In* in, std::int64_t step, std::int64_t count, std::int64_t channels, std::int64_t width,
+                    std::int64_t stride, T* out, Read read) {
+  for (std::int64_t p = 0; p < count; ++p, in += step, out += stride) {
+    read(in, channels, out);
+    for (std::int64_t c = channels; c < width; ++c) out[c] = T(0);
+  }
+}
+
+void copy_pixels(const void* pixels, ScalarType type, std::int64_t step, std::int64_t count, std::int64_t channels,
+                 std::int64_t width, std::int64_t stride, float* out) {
+  const auto* halves = static_cast<const std::uint16_t*>(pixels);
+  if (type == ScalarType::kFloat32) {
+    copy_pixels_of(static_cast<const float*>(pixels), step, count, channels, width, stride, out, copy<float>);
+  } else if (type == ScalarType::kBFloat16) {
+    copy_pixels_of(halves, step, count, channels, width, stride, out, widen_halves<BFloat16>);
+  } else {
+    copy_pixels_of(halves, step, count, channels, width, stride, out, widen_halves<Float16>);
+  }
+}
+
+void copy_pixels(const void* pixels, ScalarType, std::int64_t step, std::int64_t count, std::int64_t channels,
+                 std::int64_t width, std::int64_t stride, double* out) {
+  copy_pixels_of(static_cast<const double*>(pixels), step, count, channels, width, stride, out, copy<double>);
+}
+
+template <class T>
+void gather(const T* in, std::int64_t step, std::int64_t count, T* line) {
+  if (step == 1) return copy(in, count, line);
+  for (std::int64_t p = 0; p < count; ++p) line[p] = in[p * step];
+}
+
+template <class Half>
+void gather_halves(const std::uint16_t* in, std::int64_t step, std::int64_t count, float* line) {
+  if (step == 1) return widen_halves<Half>(in, count, line);
+  for (std::int64_t p = 0; p < count; ++p) line[p] = widen_one<Half>(in[p * step]);
+}
+
+void widen(const void* in, ScalarType type, std::int64_t step, std::int64_t count, float* line) {
+  const auto* halves = static_cast<const std::uint16_t*>(in);
+  if (type == ScalarType::kFloat32) return gather(static_cast<const float*>(in), step, count, line);
+  if (type == ScalarType::kBFloat16) return gather_halves<BFloat16>(halves, step, count, line);
+  gather_halves<Float16>(halves, step, count, line);
+}
+
+void widen(const void* in, ScalarType, std::int64_t step, std::int64_t count, double* line) {
+  gather(static_cast<const double*>(in), step, count, line);
+}
+
+template <class T>
+constexpr PanelKernels<T> kPanelKernels{
+    kLanes<T>, kLanes<T> < kTileRows ? 2 * kLanes<T> : kLanes<T>, gram<T>, interleave<T>, copy_pixels, widen};
+
+}  // namespace
+}  // namespace eigendamage::cpu::EIGENDAMAGE_LEVEL

@@ -1,0 +1,16 @@
+#include "simd.h"
+
+#if EIGENDAMAGE_X86_LEVELS
+#pragma GCC target("arch=x86-64-v2")
+
+#define EIGENDAMAGE_LEVEL v2
+#define EIGENDAMAGE_VECTOR_BYTES 16
+#define EIGENDAMAGE_TILE_ROWS 4
+#include "simd_text.h"
+
+namespace eigendamage::cpu {
+
+const InstructionSet kX86V2{"v2", v2::kPanelKernels<float>, v2::kPanelKernels<double>};
+
+}  // namespace eigendamage::cpu
+#endif

@@ -1,0 +1,16 @@
+#include "simd.h"
+
+#if EIGENDAMAGE_X86_LEVELS
+#pragma GCC target("arch=x86-64-v3")
+
+#define EIGENDAMAGE_LEVEL v3
+#define EIGENDAMAGE_VECTOR_BYTES 32
+#define EIGENDAMAGE_TILE_ROWS 4
+#include "simd_text.h"
+
+namespace eigendamage::cpu {
+
+const InstructionSet kX86V3{"v3", v3::kPanelKernels<float>, v3::kPanelKernels<double>};
+
+}  // namespace eigendamage::cpu
+#endif

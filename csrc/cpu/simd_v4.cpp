@@ -1,0 +1,16 @@
+#include "simd.h"
+
+#if EIGENDAMAGE_X86_LEVELS
+#pragma GCC target("arch=x86-64-v4")
+
+#define EIGENDAMAGE_LEVEL v4
+#define EIGENDAMAGE_VECTOR_BYTES 64
+#define EIGENDAMAGE_TILE_ROWS 8
+#include "simd_text.h"
+
+namespace eigendamage::cpu {
+
+const InstructionSet kX86V4{"v4", v4::kPanelKernels<float>, v4::kPanelKernels<double>};
+
+}  // namespace eigendamage::cpu
+#endif

@@ -1,0 +1,278 @@
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "check.h"
+#include "cpu/covariances.h"
+#include "cpu/simd.h"
+#include "images.h"
+#include "reference.h"
+
+using namespace eigendamage;
+using testing::Images;
+using testing::Layout;
+using testing::Output;
+using testing::pick;
+using testing::Random;
+
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+/// Small enough that small inputs take many boxes, bands and passes.
+constexpr cpu::Limits kTinyLimits{0, 1, 1, 1};
+constexpr cpu::Limits kSmallLimits{1 << 14, 1 << 12, 1 << 13, 1 << 13};
+constexpr cpu::Limits kNothingKept{0, 1 << 14, 1 << 14, 1 << 15};
+
+cpu::Tuning random_tuning(Random& random) {
+  const cpu::Limits limits[] = {{}, kTinyLimits, kSmallLimits, kNothingKept};
+  const cpu::PatchForm forms[] = {cpu::PatchForm::kCheaper, cpu::PatchForm::kLags, cpu::PatchForm::kDirect};
+  return {forms[pick(random, 0, 2)], limits[pick(random, 0, 3)]};
+}
+
+void force_random_instruction_set(Random& random) {
+  const auto sets = cpu::supported_instruction_sets();
+  cpu::force_instruction_set(
+      *sets[static_cast<std::size_t>(pick(random, 0, static_cast<std::int64_t>(sets.size()) - 1))]);
+}
+
+template <class Item, std::size_t Size>
+Item choose(Random& random, const Item (&items)[Size]) {
+  return items[pick(random, 0, static_cast<std::int64_t>(Size) - 1)];
+}
+
+/// Checks out = beta·before + alpha·sum exactly: all numbers are small integers (alpha and beta too, or halves).
+void check_output(const Output& out, const std::vector<double>& before, const std::vector<double>& sum,
+                  const Update& update, const std::string& message) {
+  const std::vector<double> after = out.values();
+  CHECK(after.size() == sum.size(), message);
+  std::size_t wrong = 0;
+  for (std::size_t i = 0; i < after.size(); ++i) {
+    const double expected = update.alpha * sum[i] + (update.beta == 0 ? 0 : update.beta * before[i]);
+    wrong += !(after[i] == expected);
+  }
+  CHECK(wrong == 0, message + ": " + std::to_string(wrong) + " of " + std::to_string(after.size()) + " entries");
+  CHECK(out.gaps_untouched(), message);
+  CHECK(out.symmetric(), message);
+}
+
+Update random_update(Random& random) {
+  constexpr Update updates[] = {{1, 0}, {1, 1}, {0.5, 2}, {2, -0.5}};
+  return choose(random, updates);
+}
+
+/// Runs launch(view, update, execution) on an output of random content and checks the result.
+template <class Launch>
+void check_kernel(Random& random, std::int64_t groups, std::int64_t size, const ImageView& x,
+                  const std::vector<double>& sum, const std::string& message, const Launch& launch) {
+  const Update update = random_update(random);
+  Output out(groups, size, x.type, pick(random, 0, 2), random);
+  const std::vector<double> before = out.values();
+  if (update.beta == 0) out.fill(kNan);
+  const ParallelFor parallel_for = testing::threads(pick(random, 1, 3));
+  launch(update, out.view(), Execution{&parallel_for, nullptr});
+  check_output(out, before, sum, update,
+               message + " groups " + std::to_string(groups) + " " + cpu::instruction_set().name);
+}
+
+struct Problem {
+  testing::Shape shape;
+  std::int64_t groups;
+  ConvGeometry geometry;
+};
+
+Problem random_problem(Random& random) {
+  const std::int64_t channels[] = {1, 1, 2, 3, 4, 7, 15, 16, 17, 31, 33, 40};
+  Problem p{};
+  p.groups = pick(random, 0, 2) ? 1 : pick(random, 2, 20);
+  std::int64_t per_group = choose(random, channels);
+  if (p.groups > 1) per_group = std::min<std::int64_t>(per_group, pick(random, 1, 9));
+  p.shape = {pick(random, 1, 5), per_group * p.groups, pick(random, 1, 9), pick(random, 1, 9)};
+  const std::int64_t largest = per_group > 16 ? 3 : per_group > 6 ? 4 : 7;
+  p.geometry = {testing::random_axis(random, p.shape.height, largest),
+                testing::random_axis(random, p.shape.width, largest)};
+  return p;
+}
+
+}  // namespace
+
+TEST(covariance_equals_the_reference) {
+  Random random(1);
+  for (int i = 0; i < 300; ++i) {
+    force_random_instruction_set(random);
+    const Problem p = random_problem(random);
+    testing::Shape shape = p.shape;
+    if (pick(random, 0, 2) == 0) shape = {pick(random, 1, 600), shape.channels, 1, 1};
+    Images x(shape, choose(random, testing::kTypes), choose(random, testing::kLayouts));
+    x.fill_integers(random);
+    const bool bias = pick(random, 0, 1);
+    const cpu::Tuning tuning = random_tuning(random);
+    check_kernel(random, p.groups, shape.channels / p.groups + bias, x.view(),
+                 reference::covariance(x.view(), p.groups, bias), testing::describe(x.view(), {}),
+                 [&](const Update& update, const FactorView& out, const Execution& run) {
+                   cpu::covariance(x.view(), bias, update, out, run, tuning);
+                 });
+  }
+}
+
+TEST(channel_covariance_equals_the_reference) {
+  Random random(2);
+  for (int i = 0; i < 400; ++i) {
+    force_random_instruction_set(random);
+    const Problem p = random_problem(random);
+    Images x(p.shape, choose(random, testing::kTypes), choose(random, testing::kLayouts));
+    x.fill_integers(random);
+    const cpu::Tuning tuning = random_tuning(random);
+    check_kernel(random, p.groups, p.shape.channels / p.groups, x.view(),
+                 reference::channel_covariance(x.view(), p.geometry, p.groups), testing::describe(x.view(), p.geometry),
+                 [&](const Update& update, const FactorView& out, const Execution& run) {
+                   cpu::channel_covariance(x.view(), p.geometry, update, out, run, tuning);
+                 });
+  }
+}
+
+TEST(patch_covariance_equals_the_reference) {
+  Random random(3);
+  for (int i = 0; i < 700; ++i) {
+    force_random_instruction_set(random);
+    const Problem p = random_problem(random);
+    Images x(p.shape, choose(random, testing::kTypes), choose(random, testing::kLayouts));
+    x.fill_integers(random);
+    const bool bias = pick(random, 0, 1);
+    const cpu::Tuning tuning = random_tuning(random);
+    const std::int64_t offsets = p.geometry.vertical.kernel * p.geometry.horizontal.kernel;
+    check_kernel(random, p.groups, p.shape.channels / p.groups * offsets + bias, x.view(),
+                 reference::patch_covariance(x.view(), p.geometry, p.groups, bias),
+                 testing::describe(x.view(), p.geometry) + " form " + std::to_string(static_cast<int>(tuning.form)) +
+                     " kept " + std::to_string(tuning.limits.kept),
+                 [&](const Update& update, const FactorView& out, const Execution& run) {
+                   cpu::patch_covariance(x.view(), p.geometry, bias, update, out, run, tuning);
+                 });
+  }
+}
+
+TEST(every_instruction_set_and_type_handles_seventy_channels) {
+  Random random(4);
+  for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
+    cpu::force_instruction_set(*set);
+    for (const ScalarType type : testing::kTypes) {
+      for (const bool bias : {false, true}) {
+        for (const std::int64_t channels : {64, 70}) {
+          Images x({2, channels, 5, 4}, type, bias ? Layout::kChannelsLast : Layout::kPlanes);
+          x.fill_integers(random);
+          const ConvGeometry geometry{{2, 1, 1, 1, 6}, {3, 1, 1, 1, 4}};
+          check_kernel(random, 1, channels * 6 + bias, x.view(),
+                       reference::patch_covariance(x.view(), geometry, 1, bias), testing::describe(x.view(), geometry),
+                       [&](const Update& update, const FactorView& out, const Execution& run) {
+                         cpu::patch_covariance(x.view(), geometry, bias, update, out, run, {});
+                       });
+        }
+      }
+    }
+  }
+}
+
+TEST(an_empty_sum_only_scales_the_output) {
+  Random random(5);
+  const ConvGeometry some{{3, 1, 1, 1, 4}, {3, 1, 1, 1, 5}}, none{{3, 1, 1, 1, 0}, {3, 1, 1, 1, 5}};
+  const ConvGeometry beside{{1, 1, 3, 1, 2}, {1, 1, 0, 1, 5}};  // every window lies in the padding
+  for (int i = 0; i < 60; ++i) {
+    force_random_instruction_set(random);
+    const bool empty_batch = i % 3 == 0;
+    const ConvGeometry& geometry = empty_batch ? some : i % 3 == 1 ? none : beside;
+    Images x({empty_batch ? 0 : 2, 6, 4, 5}, choose(random, testing::kTypes), choose(random, testing::kLayouts));
+    x.fill_integers(random);
+    const cpu::Tuning tuning = random_tuning(random);
+    const std::int64_t groups = pick(random, 1, 2), offsets = geometry.vertical.kernel * geometry.horizontal.kernel;
+    check_kernel(random, groups, 6 / groups, x.view(), std::vector<double>(static_cast<std::size_t>(36 / groups)),
+                 "channel", [&](const Update& update, const FactorView& out, const Execution& run) {
+                   cpu::channel_covariance(x.view(), geometry, update, out, run, tuning);
+                 });
+    check_kernel(random, groups, 6 / groups * offsets + 1, x.view(),
+                 reference::patch_covariance(x.view(), geometry, groups, true), "patch",
+                 [&](const Update& update, const FactorView& out, const Execution& run) {
+                   cpu::patch_covariance(x.view(), geometry, true, update, out, run, tuning);
+                 });
+    if (!empty_batch) continue;
+    check_kernel(random, groups, 6 / groups + 1, x.view(), reference::covariance(x.view(), groups, true), "covariance",
+                 [&](const Update& update, const FactorView& out, const Execution& run) {
+                   cpu::covariance(x.view(), true, update, out, run, tuning);
+                 });
+  }
+}
+
+TEST(images_larger_than_a_box_are_cut_into_bands) {
+  Random random(6);
+  const ConvGeometry tall{{3, 1, 1, 2, 1500}, {3, 1, 0, 1, 10}}, wide{{3, 2, 1, 1, 6}, {3, 1, 2, 2, 4000}};
+  for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect}) {
+    for (const ConvGeometry& geometry : {tall, wide}) {
+      const bool is_tall = geometry.vertical.output > 1000;
+      Images x({1, 3, is_tall ? 1502 : 11, is_tall ? 12 : 4000}, ScalarType::kFloat32, Layout::kPlanes);
+      x.fill_integers(random);
+      const cpu::Tuning tuning{form, {4 << 20, 1 << 16, 1 << 16, 1 << 16}};
+      check_kernel(random, 1, 28, x.view(), reference::patch_covariance(x.view(), geometry, 1, true),
+                   testing::describe(x.view(), geometry),
+                   [&](const Update& update, const FactorView& out, const Execution& run) {
+                     cpu::patch_covariance(x.view(), geometry, true, update, out, run, tuning);
+                   });
+    }
+  }
+}
+
+TEST(non_finite_numbers_show_in_their_channel_and_nowhere_else) {
+  Random random(7);
+  const ConvGeometry geometry{{2, 3, 0, 1, 2}, {2, 3, 0, 1, 2}};  // reads lines 0, 1, 3, 4 of 6
+  for (const Layout layout : testing::kLayouts) {
+    for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect}) {
+      force_random_instruction_set(random);
+      Images x({2, 5, 6, 6}, ScalarType::kFloat32, layout);
+      x.fill_integers(random);
+      x.set(0, 3, 4, 1, kNan);
+      x.set(0, 1, 2, 1, std::numeric_limits<double>::infinity());  // where no window reads
+      const ParallelFor parallel_for = testing::threads(1);
+      const Execution run{&parallel_for, nullptr};
+      Output channel(1, 5, ScalarType::kFloat32, 0, random), patch(1, 20, ScalarType::kFloat32, 0, random);
+      cpu::channel_covariance(x.view(), geometry, {1, 0}, channel.view(), run, {});
+      cpu::patch_covariance(x.view(), geometry, false, {1, 0}, patch.view(), run, {form, {}});
+      for (std::int64_t i = 0; i < 5; ++i) {
+        for (std::int64_t j = 0; j < 5; ++j) {
+          CHECK(std::isnan(channel.at(0, i, j)) == (i == 3 || j == 3), "channel");
+          CHECK(!std::isinf(channel.at(0, i, j)), "channel");
+        }
+      }
+      for (std::int64_t i = 0; i < 20; ++i) {
+        for (std::int64_t j = 0; j < 20; ++j) {
+          // Pixel (4, 1) is read by kernel offset (1, 1) alone, number 3.
+          CHECK(std::isnan(patch.at(0, i, j)) == (i == 15 || j == 15), "patch");
+          CHECK(!std::isinf(patch.at(0, i, j)), "patch");
+        }
+      }
+    }
+  }
+}
+
+TEST(the_table_holds_the_kernels) {
+  Random random(8);
+  force_random_instruction_set(random);
+  const Kernels& kernels = *cpu_kernels();
+  CHECK(std::string(kernels.instruction_set()) == cpu::instruction_set().name, "name");
+  CHECK(cuda_kernels() == nullptr || std::string(cuda_kernels()->instruction_set()).starts_with("sm_"), "cuda");
+  Images x({3, 4, 6, 5}, ScalarType::kFloat32, Layout::kPlanes);
+  x.fill_integers(random);
+  const ConvGeometry geometry{{3, 1, 1, 1, 6}, {3, 1, 1, 1, 5}};
+  check_kernel(random, 2, 3, x.view(), reference::covariance(x.view(), 2, true), "covariance",
+               [&](const Update& update, const FactorView& out, const Execution& run) {
+                 kernels.covariance(x.view(), true, update, out, run);
+               });
+  check_kernel(random, 2, 2, x.view(), reference::channel_covariance(x.view(), geometry, 2), "channel_covariance",
+               [&](const Update& update, const FactorView& out, const Execution& run) {
+                 kernels.channel_covariance(x.view(), geometry, update, out, run);
+               });
+  check_kernel(random, 2, 19, x.view(), reference::patch_covariance(x.view(), geometry, 2, true), "patch_covariance",
+               [&](const Update& update, const FactorView& out, const Execution& run) {
+                 kernels.patch_covariance(x.view(), geometry, true, update, out, run);
+               });
+}
+
+int main() { return check::run_tests(); }
