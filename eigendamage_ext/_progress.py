@@ -50,8 +50,10 @@ def _bar(iterable: Iterable[T], total: int | None, description: str) -> Generato
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total)
         for item in iterable:
-            yield item
-            progress.advance(task)
+            try:
+                yield item
+            finally:  # an item counts as done, too, where the caller stops after it
+                progress.advance(task)
 
 
 def _lines(iterable: Iterable[T], total: int | None, description: str) -> Generator[T, None, None]:

@@ -1,5 +1,7 @@
 """Tiny networks and batches, in float64, for the tests."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from eigendamage_ext.models.resnet import ResNet
 def mlp(*widths: int, bias: bool = True, activation: type[nn.Module] | None = nn.Tanh) -> nn.Sequential:
     """Linears with an activation between them; None gives a deep linear network."""
     net = nn.Sequential()
-    for index, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for index, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         if index and activation:
             net.append(activation())
         net.append(nn.Linear(fan_in, fan_out, bias=bias))
@@ -17,7 +19,7 @@ def mlp(*widths: int, bias: bool = True, activation: type[nn.Module] | None = nn
 
 
 def convnet(classes: int = 4) -> nn.Sequential:
-    """Convolutions of many kinds, BN with statistics of its own and in-place ReLUs, for images ``(N, 3, 6, 7)``."""
+    """Convolutions of many kinds, a BN that is no identity, in-place ReLUs, for images ``(N, 3, 6, 7)``."""
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding="same", bias=False),
         nn.BatchNorm2d(4),

@@ -1,4 +1,4 @@
-"""Factors against dense algebra that shares nothing with them: unfolded patches and Jacobians by torch.func."""
+"""Factors against dense algebra that shares nothing with them: unfolded patches, torch.func's Jacobians."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from nets import convnet, images, labels, mlp, resnet
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import functional_call, grad, jacrev
 
 from eigendamage_ext import curvature
 from eigendamage_ext._files import ArtifactError, write_tensors
@@ -37,11 +37,8 @@ def assert_same(one: Factors, other: Factors) -> None:
         assert_close(one[name].G, other[name].G)
 
 
-# --- the oracle: one example's Fisher with respect to anything, from its Jacobian -----------------------------
-
-
 def fisher_of(function: Callable[[Tensor], Tensor], at: Tensor, loss: str, fisher: str, y: Tensor) -> Tensor:
-    """Fisher ``(P, P)`` of one example with respect to ``at (P entries)``, which `function` maps to logits ``(C,)``."""
+    """Fisher ``(P, P)`` of one example with respect to `at (P entries)`, which has logits ``(C,)``."""
     z, jacobian = function(at), jacrev(function)(at).flatten(1)
     if fisher == "empirical":
         gradient = grad(LOSS_OF_ONE[loss])(z, y) @ jacobian
@@ -71,8 +68,6 @@ def weight_fisher(model: nn.Module, name: str, x: Tensor, y: Tensor, loss: str, 
     return torch.stack(blocks).mean(dim=0)
 
 
-# --- property 2: the factors themselves ----------------------------------------------------------------------
-
 GEOMETRIES = {
     "3x3": {"kernel_size": 3, "padding": 1},
     "1x1": {"kernel_size": 1, "bias": False},
@@ -89,10 +84,7 @@ GEOMETRIES = {
 
 def unfolded(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Patches ``(g, N, c_in/g, K, T)`` by padding as the module says and `F.unfold`."""
-    if conv.padding == "valid":
-        borders = [0, 0, 0, 0]
-    else:
-        borders = conv._reversed_padding_repeated_twice
+    borders = [0, 0, 0, 0] if conv.padding == "valid" else conv._reversed_padding_repeated_twice
     padded = F.pad(x, borders, "constant" if conv.padding_mode == "zeros" else conv.padding_mode)
     patches = F.unfold(padded, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
     examples, positions = patches.shape[0], patches.shape[2]
@@ -115,7 +107,7 @@ def test_convolution_factors_are_those_of_unfolded_patches_and_dense_jacobians(g
     a = unfolded(conv, x)
     if weight_sharing == "reduce":
         a = a.mean(dim=-1, keepdim=True)
-    groups, examples, channels, offsets, positions = a.shape
+    groups, examples, _, offsets, positions = a.shape
     by_pixel = a.movedim(2, 1).flatten(2)
     Ac = by_pixel @ by_pixel.mT / (examples * positions * offsets)
     by_patch = a.flatten(2, 3).movedim(1, 2).flatten(2)
@@ -207,9 +199,6 @@ def test_a_linear_takes_any_leading_shape(kind):
     assert_close(rows.G, other.G)
 
 
-# --- property 3: groups --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
 @pytest.mark.parametrize("groups", [2, 4])
 def test_grouped_and_depthwise_blocks_are_exact_where_there_is_one_example_and_one_position(groups, fisher):
@@ -222,9 +211,6 @@ def test_grouped_and_depthwise_blocks_are_exact_where_there_is_one_example_and_o
     for g in range(groups):
         block = exact[g * size : (g + 1) * size, g * size : (g + 1) * size]
         assert_close(torch.kron(layer.G[g], layer.A[g]), block)
-
-
-# --- property 4: batches -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
@@ -281,9 +267,6 @@ def test_batches_of_images_of_different_sizes_are_weighted_by_their_positions():
     assert_close(factors["0"].G, (2 * parts[0] + 3 * parts[1]) / 5)
 
 
-# --- property 5: draws ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("samples", "runs"), [(1, 200), (10, 60), (100, 12)])
 def test_drawn_factors_are_unbiased(loss, samples, runs):
@@ -292,7 +275,7 @@ def test_drawn_factors_are_unbiased(loss, samples, runs):
     drawn = [estimate_factors(model, [x], loss=loss, samples=samples, seed=seed) for seed in range(runs)]
     for name in exact:
         G = torch.stack([factors[name].G for factors in drawn]).flatten(1)
-        # What one run's deviation is, from all of them pooled over the entries, so that a few runs are enough.
+        # The deviation of a run and of the mean of all, each pooled over the entries.
         spread = (G - exact[name].G.flatten()).square().mean().sqrt()
         bias = (G.mean(dim=0) - exact[name].G.flatten()).square().mean().sqrt()
         assert bias < 2.5 * spread / runs**0.5
@@ -306,9 +289,6 @@ def test_the_same_seed_gives_the_same_factors_and_another_one_others():
     for name in first:
         assert torch.equal(first[name].A, again[name].A) and torch.equal(first[name].G, again[name].G)
         assert not torch.allclose(first[name].G, other[name].G, rtol=1e-3)
-
-
-# --- what models do ------------------------------------------------------------------------------------------
 
 
 def test_in_place_activations_and_shortcuts_are_followed():
@@ -353,9 +333,6 @@ def test_settings_specs_and_counts_say_what_was_done():
     assert factors.specs["0"].kernel_size == (3, 3) and factors["8"].count == 7
     assert factors.skipped == {"3": "not in `layers`", "5": "not in `layers`"}
     assert "2 layers, 2 skipped" in repr(factors)
-
-
-# --- storing -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["channel", "patch"])

@@ -1,4 +1,4 @@
-"""The backward vectors: against autograd's gradient and Hessian of the losses, and the draws against their laws."""
+"""The backward vectors against autograd's gradients and Hessians, and the draws against their laws."""
 
 import pytest
 import torch
@@ -66,9 +66,6 @@ def test_vectors_have_the_dtype_of_the_logits(dtype):
             logits().to(dtype), labels("cross_entropy", 5), 0
         ):
             assert vector.dtype == dtype
-
-
-# --- draws ---------------------------------------------------------------------------------------------------
 
 
 def test_uniform_numbers_are_those_of_splitmix64():
@@ -142,9 +139,6 @@ def test_drawn_bits_follow_the_sigmoid():
     assert ((y.mean(dim=0) - p).abs() <= 4.4 * (p * (1 - p) / 20_000).sqrt()).all()
     correlation = torch.corrcoef(y[:, :3].T)[0, 1:]
     assert (correlation.abs() < 4.4 / 20_000**0.5).all()
-
-
-# --- what is refused -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

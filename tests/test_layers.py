@@ -183,9 +183,6 @@ def test_is_factored_needs_a_core_and_nothing_else():
     assert not is_factored(nn.Sequential()) and not is_factored(nn.ModuleDict({"core": nn.Linear(1, 1)}))
 
 
-# --- patterns ------------------------------------------------------------------------------------------------
-
-
 def model() -> nn.Module:
     return nn.ModuleDict(
         {
@@ -247,8 +244,6 @@ def test_matches_names_with_glob_characters_exactly():
     assert matches("a.b", nn.Linear(1, 1), nn.Linear) and not matches("a.b", None, nn.Linear)
     assert not matches("Head", None, "head")
 
-
-# --- numbers -------------------------------------------------------------------------------------------------
 
 CONVOLUTIONS = [
     {"kernel_size": 3},

@@ -174,6 +174,6 @@ class Collector:
         for (what, name, _), finite in zip(matrices, torch.stack(traces).isfinite().tolist(), strict=True):
             if not finite:
                 raise ValueError(
-                    f"estimate_factors: the {what} of layer {name!r} must be finite, and its squares too, got "
+                    f"estimate_factors: the {what} of layer {name!r} must be finite, squares too, got "
                     f"NaN or infinity in batch {batch.index}; check the weights and the scale of the data"
                 )

@@ -62,15 +62,15 @@ def check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"estimate_factors: model must be an nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        where = f"{type(module).__name__} {name!r}" if name else f"a {type(module).__name__}"
+        where = f"{type(module).__name__} {name!r}" if name else type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(
                 f"estimate_factors: model must be eager, got {where}; pass the model before scripting"
             )
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise TypeError(
-                f"estimate_factors: model must be eager, got compiled {where}; pass the model before "
-                "torch.compile (the wrapper holds it as `_orig_mod`)"
+                f"estimate_factors: model must be eager, got {where}, which is compiled; "
+                "pass the model before torch.compile (the wrapper holds it as `_orig_mod`)"
             )
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise TypeError(f"estimate_factors: model must not be wrapped, got {where}; pass its `.module`")
