@@ -308,8 +308,8 @@ def _losses(data: ReportData) -> str:
         "The increase of the mean training loss that the factors predict for a cut, against the one measured "
         "when the cut is made and nothing else: no re-estimated statistics, no fine-tuning. On the dashed "
         "diagonal the two agree. The prediction is a second-order expansion: good at ranking cuts, and too "
-        "low where the loss bends up faster than a parabola, as it does around a network with hardly any loss "
-        "left.",
+        "low where the loss bends up faster than a parabola, as it does around a network with hardly any "
+        "loss left.",
         '<div class="pair">',
         *figures,
         "</div>",
