@@ -93,6 +93,18 @@ def test_every_group_has_its_best_direction_first(case):
     assert scores.output_scores == sorted(scores.output_scores, reverse=True)
 
 
+def test_the_orders_say_which_eigenvector_each_unit_is(case):
+    _, spec, factors, scores = case
+    basis = eigenbasis(factors)
+    for eigen, order, columns in (
+        (basis.A, scores.input_order, scores.input_basis),
+        (basis.G, scores.output_order, scores.output_basis),
+    ):
+        n = columns.shape[-1]
+        for group, vectors in enumerate(eigen.vectors.reshape(spec.groups, n, n)):
+            assert torch.allclose(columns[group], vectors[:, order[group]], rtol=0, atol=1e-12)
+
+
 def test_single_precision_eigenvectors_become_orthonormal_to_double_precision():
     layer = nn.Conv2d(24, 40, 3)
     spec = LayerSpec.of("layer", layer)

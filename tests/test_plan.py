@@ -198,7 +198,7 @@ def test_where_all_rotations_pay_the_ratio_is_the_share_of_directions_cut():
     assert sum(40 - row.input_rank - row.output_rank for row in plan.values()) == 0.6 * 3 * 40
     kept, cut = [], []
     for name, row in plan.items():
-        scores = plan._candidates[name].scores
+        scores = plan.scores(name)
         kept += scores.input_scores[: row.input_rank] + scores.output_scores[: row.output_rank]
         cut += scores.input_scores[row.input_rank :] + scores.output_scores[row.output_rank :]
     assert min(kept) >= max(cut)

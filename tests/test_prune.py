@@ -66,7 +66,7 @@ def test_a_small_cut_hurts_less_than_random_directions_would():
     loss = ed.mean_loss(result.model, batches) - ed.mean_loss(net, batches)
 
     for row in result.plan.values():
-        scores = result.plan._candidates[row.name].scores
+        scores = result.plan.scores(row.name)
         if row.form != "dense":
             for basis in (scores.input_basis, scores.output_basis):
                 basis.copy_(

@@ -19,11 +19,15 @@ class LayerScores:
 
     Attributes:
         importance: Θ of method step 3 summed over the groups, ``(c_out/g, c_in/g)``: float64, on the CPU.
+        input_order: The number that each unit's direction has in the eigenbasis of A, ``(g, c_in/g)``.
+        output_order: Likewise for G, ``(g, c_out/g)``.
         input_basis: Eigenvectors of A as columns, ``(g, c_in/g, c_in/g)``: float64, on the CPU.
         output_basis: Eigenvectors of G as columns, ``(g, c_out/g, c_out/g)``.
     """
 
     importance: Tensor
+    input_order: Tensor
+    output_order: Tensor
     input_basis: Tensor
     output_basis: Tensor
 
@@ -77,6 +81,8 @@ def eigendamage_scores(spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis
     rows, columns = output_order[:, :, None], input_order[:, None, :]
     return LayerScores(
         importance=importance.take_along_dim(rows, 1).take_along_dim(columns, 2).sum(0),
+        input_order=input_order,
+        output_order=output_order,
         input_basis=input_basis.take_along_dim(columns, 2),
         output_basis=output_basis.take_along_dim(output_order[:, None, :], 2),
     )

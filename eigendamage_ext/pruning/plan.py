@@ -1,6 +1,7 @@
 """A plan: what becomes of every layer, what that costs and what it loses; editable, nothing changed yet."""
 
 import difflib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -24,7 +25,7 @@ from eigendamage_ext.pruning.forms import (
 )
 from eigendamage_ext.pruning.measure import Measurement, measure
 from eigendamage_ext.pruning.surgery import rebuild
-from eigendamage_ext.pruning.table import plan_table
+from eigendamage_ext.pruning.table import change, table
 
 
 class Change(NamedTuple):
@@ -174,7 +175,35 @@ class Plan(Mapping[str, LayerPlan]):
         return sum(row.predicted_loss for row in self.values())
 
     def __str__(self) -> str:
-        return plan_table(self)
+        columns = dict.fromkeys(("layer", "form"), "left")
+        columns |= dict.fromkeys(("inputs", "outputs", "params", "FLOPs", "loss +"), "right") | {
+            "note": "left"
+        }
+        rows = [
+            (
+                row.name,
+                row.form,
+                f"{row.input_rank}/{row.spec.in_per_group}",
+                f"{row.output_rank}/{row.spec.out_per_group}",
+                change(*row.params),
+                change(*row.flops),
+                f"{row.predicted_loss:.3g}",
+                row.note,
+            )
+            for row in self.values()
+        ]
+        rows += [(name, "dense", "", "", "", "", "", reason) for name, reason in self.skipped.items()]
+        params, flops = (
+            change(self.params_before, self.params_after),
+            change(self.flops_before, self.flops_after),
+        )
+        totals = ("whole model", "", "", "", params, flops, f"{self.predicted_loss:.3g}", "")
+        title = f"{self.settings['method']}, target {json.dumps(self.target)}"
+        return f"{title}\n{table(columns, rows, totals)}"
+
+    def scores(self, name: str) -> LayerScores | None:
+        """What the directions of a layer are worth; None for one that can only stay dense."""
+        return self._candidates[name].scores
 
     def set(
         self,
