@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-# With float64 input the float64 result is no more exact than ours: each may be a few eps away.
-FLOAT64_TOLERANCE = 16 * torch.finfo(torch.float64).eps
+# With float64 input the float64 result is no more exact than ours: both sum up to some 10⁵ terms.
+FLOAT64_TOLERANCE = 128 * torch.finfo(torch.float64).eps
 
 
 def assert_accurate(ours: Tensor, plain: Tensor, exact: Tensor) -> None:

@@ -1,0 +1,81 @@
+"""What the kernel benchmarks run on, and how much arithmetic that needs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a covariance: ``op(x, kernel, stride=…, padding=…, dilation=…, groups=…)`` on ``x (N, C, H, W)``."""
+
+    op: str
+    shape: tuple[int, int, int, int]
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    dilation: int = 1
+    groups: int = 1
+    channels_last: bool = False
+
+    def __str__(self) -> str:
+        """Like "channel 64×64×32² 3×3 stride 2"."""
+        n, c, h, w = self.shape
+        words = [f"{self.op.removesuffix('_covariance')} {n}×{c}×{f'{h}²' if h == w else f'{h}×{w}'}"]
+        words += [f"{self.kernel}×{self.kernel}"]
+        words += [
+            f"{name} {getattr(self, name)}"
+            for name in ("stride", "dilation", "groups")
+            if getattr(self, name) > 1
+        ]
+        return " ".join(words + ["channels_last"] * self.channels_last)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    @property
+    def flops(self) -> int:
+        """2·(multiplications) of the least this package knows: equal products formed once, one triangle."""
+        n, c, h, w = self.shape
+        c //= self.groups
+        rows, columns = self._products(h), self._products(w)
+        if self.op == "channel_covariance":
+            pixels = len(rows[0]) * len(columns[0])
+            return self.groups * n * pixels * c * (c + 1)
+        multiplications = len(rows[0]) * len(columns[0]) * c * (c + 1) // 2
+        for down, first in rows.items():
+            for right, second in columns.items():
+                if (down, right) > (0, 0):
+                    multiplications += len(first) * len(second) * c * c
+        return 2 * self.groups * n * multiplications
+
+    def _products(self, size: int) -> dict[int, set[int]]:
+        """Along one axis: which pixels q meet the pixel q + lag under some window, for every lag."""
+        positions = (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+        lags: dict[int, set[int]] = {}
+        for first in range(self.kernel):
+            for second in range(self.kernel):
+                lag = self.dilation * (second - first)
+                starts = [self.stride * t + self.dilation * first - self.padding for t in range(positions)]
+                inside = {q for q in starts if 0 <= q < size and 0 <= q + lag < size}
+                lags.setdefault(lag, set()).update(inside)
+        return lags
+
+
+SQUARES = ((64, 64, 32, 32), (64, 128, 16, 16), (64, 256, 8, 8), (64, 512, 4, 4))
+
+CHANNEL = [Case("channel_covariance", shape) for shape in SQUARES] + [
+    Case("channel_covariance", SQUARES[0], channels_last=True),
+    Case("channel_covariance", (64, 3, 32, 32)),
+    Case("channel_covariance", (64, 16, 32, 32)),
+    Case("channel_covariance", SQUARES[0], stride=2),
+]
+PATCH = [Case("patch_covariance", shape) for shape in SQUARES] + [
+    Case("patch_covariance", SQUARES[0], channels_last=True),
+    Case("patch_covariance", (64, 3, 32, 32)),
+    Case("patch_covariance", (64, 16, 32, 32)),
+    Case("patch_covariance", SQUARES[0], stride=2),
+    Case("patch_covariance", SQUARES[1], dilation=2, padding=2),
+    Case("patch_covariance", (64, 64, 16, 16), kernel=5, padding=2),
+    Case("patch_covariance", (64, 64, 32, 32), groups=64),
+]
