@@ -10,12 +10,12 @@
 
 namespace eigendamage::cpu {
 
-/// Bytes of memory, shared by all threads but for `pass`.
+/// Bytes of memory. Small sums are set aside from box to box, others added to `out` after each box.
 struct Limits {
-  std::int64_t kept = 4 << 20;       ///< sums set aside from box to box; where they need more, boxes add to `out`
-  std::int64_t pass = 512 << 10;     ///< sums that a thread holds while it adds them to `out`
-  std::int64_t kept_box = 1 << 20;   ///< packed positions, where sums are set aside
-  std::int64_t added_box = 8 << 20;  ///< packed positions, where they are added
+  std::int64_t kept = 4 << 20;       ///< sums set aside, all together
+  std::int64_t kept_box = 1 << 20;   ///< packed positions of a box, where sums are set aside
+  std::int64_t added = 4 << 20;      ///< sums that a thread holds before it adds them to `out`
+  std::int64_t added_box = 8 << 20;  ///< packed positions of a box, where they are added
 };
 
 /// Everything that sums over positions is one computation: the plan says which Grams of a grid's positions and lags make

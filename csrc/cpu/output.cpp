@@ -1,101 +1,103 @@
 #include "output.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace eigendamage::cpu {
-namespace {
 
-constexpr std::int64_t kMaxWidth = 32;
-constexpr std::int64_t kMirrorBlock = 16;
-
-/// to[c][r] = from[r][c], in blocks that stay in the cache.
 template <class T>
-void transpose(const T* from, T* to, std::int64_t stride, std::int64_t rows, std::int64_t columns) {
-  for (std::int64_t r0 = 0; r0 < rows; r0 += kMirrorBlock) {
-    for (std::int64_t c0 = 0; c0 < columns; c0 += kMirrorBlock) {
-      const std::int64_t r1 = std::min(rows, r0 + kMirrorBlock), c1 = std::min(columns, c0 + kMirrorBlock);
-      for (std::int64_t c = c0; c < c1; ++c) {
-        for (std::int64_t r = r0; r < r1; ++r) to[c * stride + r] = from[r * stride + c];
-      }
-    }
+void OutputWriter<T>::update(T* entries, const T* sums, std::int64_t count, bool first) const {
+  const T alpha = static_cast<T>(update_.alpha), beta = static_cast<T>(update_.beta);
+  if (!first) {
+    for (std::int64_t i = 0; i < count; ++i) entries[i] += alpha * sums[i];
+  } else if (beta == 0) {
+    for (std::int64_t i = 0; i < count; ++i) entries[i] = alpha * sums[i];
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) entries[i] = beta * entries[i] + alpha * sums[i];
   }
 }
 
-}  // namespace
-
 template <class T>
-T OutputWriter<T>::updated(T old, T sum, bool first) const {
-  const T gain = static_cast<T>(update_.alpha) * sum;
-  return first ? static_cast<T>(update_.beta) * old + gain : old + gain;
-}
-
-template <class T>
-void OutputWriter<T>::add(const PanelPair& pair, const Range& groups, const Tiles<T>& tiles, const Range& rows,
+void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sums, std::int64_t tile_size,
                           bool first) const {
   const std::int64_t width = tiling_.width, channels = tiling_.channels, kernel = plan_.offsets;
   const std::int64_t constant = tiling_.constant_place(pair.bundle, pair.j);
-  const bool overwrite = first && update_.beta == 0;
-  for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+  std::vector<T> entries(static_cast<std::size_t>(width * kernel));  // of one row, in the order of the output
+  for (std::int64_t r = rows.begin; r < rows.end; ++r, sums += width) {
     const std::int64_t bundle_group = (pair.i * width + r) / channels;
     const std::int64_t group = pair.bundle * tiling_.bundle_groups + bundle_group;
     const std::int64_t channel = pair.i * width + r - bundle_group * channels;
     const std::int64_t origin = bundle_group * channels - pair.j * width;  // of the group's channels in panel j
-    const std::int64_t end = std::clamp<std::int64_t>(origin + channels, 0, width);
-    for (std::int64_t g = groups.begin; g < groups.end; ++g) {
-      const bool zero_lag = plan_.zero_lag.begin <= g && g < plan_.zero_lag.end;
-      const std::int64_t begin = std::max<std::int64_t>(pair.i == pair.j && zero_lag ? r : 0, origin);
-      const Range blocks = plan_.groups[static_cast<std::size_t>(g)].blocks;
-      for (std::int64_t b = blocks.begin; b < blocks.end; ++b) {
-        const Block& block = plan_.blocks[static_cast<std::size_t>(b)];
-        T sum[kMaxWidth] = {};
-        for (std::int64_t t = block.terms.begin; t < block.terms.end; ++t) {
-          const Term& term = plan_.terms[static_cast<std::size_t>(t)];
-          const T* tile = tiles[term.slot] + r * width;
-          const T weight = static_cast<T>(term.weight);
-          for (std::int64_t c = 0; c < width; ++c) sum[c] += weight * tile[c];
-        }
-        T* entries = row(group, channel * kernel + block.k1);
-        T* entry = entries + block.k2 - origin * kernel;
-        for (std::int64_t c = begin; c < end; ++c) {
-          T& e = entry[c * kernel];
-          e = updated(overwrite ? T(0) : e, sum[c], first);
-        }
-        if (constant >= 0 && zero_lag) {
-          T& e = entries[out_.size - 1];
-          e = updated(overwrite ? T(0) : e, sum[constant], first);
-        }
+    const std::int64_t begin = std::max<std::int64_t>(0, origin),
+                       end = std::clamp<std::int64_t>(origin + channels, 0, width);
+    for (std::int64_t k1 = 0; k1 < kernel; ++k1) {
+      T* out = row(group, channel * kernel + k1);
+      const std::int64_t first_offset = pair.i == pair.j || constant == 0 ? k1 : 0;
+      const std::int64_t last_offset = constant == 0 ? k1 : kernel - 1;
+      for (std::int64_t k2 = first_offset; k2 <= last_offset; ++k2) {
+        const Range terms = plan_.blocks[static_cast<std::size_t>(k1 * kernel + k2)];
+        simd_.combine(sums, plan_.terms.data() + terms.begin, terms.size(), tile_size, width, kernel,
+                      entries.data() + k2);
       }
+      if (constant != 0)
+        update(out + (begin - origin) * kernel, entries.data() + begin * kernel, (end - begin) * kernel, first);
+      if (constant >= 0) update(out + out_.size - 1, entries.data() + constant * kernel + k1, 1, first);
     }
   }
 }
 
 template <class T>
 void OutputWriter<T>::write_corner(double count) const {
+  const T sum = static_cast<T>(count);
   for (std::int64_t group = 0; group < out_.groups; ++group) {
-    T& e = row(group, out_.size - 1)[out_.size - 1];
-    e = updated(update_.beta == 0 ? T(0) : e, static_cast<T>(count), true);
+    update(row(group, out_.size - 1) + out_.size - 1, &sum, 1, true);
+  }
+}
+
+template <class T>
+void OutputWriter<T>::transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns) const {
+  const T* lines[kMaxLanes];
+  std::int64_t r = 0;
+  for (; r + simd_.lanes <= rows; r += simd_.lanes) {
+    for (std::int64_t i = 0; i < simd_.lanes; ++i) lines[i] = from + (r + i) * out_.row_stride;
+    simd_.interleave(lines, columns, out_.row_stride, to + r);
+  }
+  for (std::int64_t c = 0; c < columns; ++c) {
+    for (std::int64_t i = r; i < rows; ++i) to[c * out_.row_stride + i] = from[i * out_.row_stride + c];
+  }
+}
+
+template <class T>
+void OutputWriter<T>::mirror_diagonal(std::int64_t group, const Range& channels) const {
+  const std::int64_t kernel = plan_.offsets;
+  for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+    for (std::int64_t k1 = 0; k1 < kernel; ++k1) {
+      T* to = row(group, c * kernel + k1);
+      for (std::int64_t other = channels.begin; other < channels.end; ++other) {
+        const T* from = row(group, other * kernel) + c * kernel + k1;
+        const std::int64_t offsets = other < c ? k1 + 1 : k1;
+        for (std::int64_t k2 = 0; k2 < offsets; ++k2) to[other * kernel + k2] = from[k2 * out_.row_stride];
+      }
+    }
   }
 }
 
 template <class T>
 void OutputWriter<T>::mirror(const PanelPair& pair) const {
-  const std::int64_t kernel = plan_.offsets, size = tiling_.channels * kernel, panel = tiling_.width * kernel;
+  const std::int64_t kernel = plan_.offsets, channels = tiling_.channels;
   const std::int64_t first = pair.bundle * tiling_.bundle_groups;
+  const Range from{pair.i * tiling_.width, std::min(channels, (pair.i + 1) * tiling_.width)};
+  const Range to{pair.j * tiling_.width, std::min(channels, (pair.j + 1) * tiling_.width)};
   for (std::int64_t group = first; group < std::min(tiling_.groups, first + tiling_.bundle_groups); ++group) {
-    const std::int64_t row0 = pair.i * panel, rows = std::min(panel, size - row0);
-    const std::int64_t column0 = pair.j * panel, columns = std::min(panel, size - column0);
     if (pair.i < pair.j) {
-      transpose(row(group, row0) + column0, row(group, column0) + row0, out_.row_stride, rows, columns);
+      transpose(row(group, from.begin * kernel) + to.begin * kernel,
+                row(group, to.begin * kernel) + from.begin * kernel, from.size() * kernel, to.size() * kernel);
     } else {
-      for (std::int64_t r = row0; r < row0 + rows; ++r) {
-        for (std::int64_t c = row0; c < row0 + rows; ++c) {
-          const std::int64_t k1 = r % kernel, k2 = c % kernel;
-          if (k1 > k2 || (k1 == k2 && r > c)) row(group, r)[c] = row(group, c)[r];
-        }
-      }
+      mirror_diagonal(group, from);
     }
     if (tiling_.constant && pair.i == pair.j) {
-      for (std::int64_t r = row0; r < row0 + rows; ++r) row(group, size)[r] = row(group, r)[size];
+      T* last = row(group, out_.size - 1);
+      for (std::int64_t r = from.begin * kernel; r < from.end * kernel; ++r) last[r] = row(group, r)[out_.size - 1];
     }
   }
 }

@@ -7,7 +7,6 @@ namespace eigendamage::cpu {
 namespace {
 
 constexpr std::int64_t kLine = 256;  // positions staged at a time
-constexpr std::int64_t kMaxLanes = 16;
 constexpr std::int64_t kTaskPositions = 4096;
 
 std::int64_t bytes_of(ScalarType type) {

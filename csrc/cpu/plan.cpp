@@ -27,7 +27,7 @@ std::vector<std::int64_t> multiplicities(const AxisGroup& group) {
 
 /// The rectangles of a 2-D group, one slot each, and the blocks of its offset pairs.
 void add_group(Plan& plan, const AxisGroup& v, const AxisGroup& h, std::int64_t kernel_width) {
-  LagGroup group{v.lag, h.lag, {count(plan.slots), 0}, {count(plan.blocks), 0}};
+  LagGroup group{v.lag, h.lag, {count(plan.slots), 0}};
   for (const Segment& sv : v.segments) {
     for (const Segment& sh : h.segments) {
       plan.slots.push_back({{count(plan.rectangles), count(plan.rectangles) + 1}});
@@ -37,26 +37,27 @@ void add_group(Plan& plan, const AxisGroup& v, const AxisGroup& h, std::int64_t 
   const std::int64_t across = count(h.segments);
   for (const OffsetPair& pv : v.pairs) {
     for (const OffsetPair& ph : h.pairs) {
-      Block block{pv.i * kernel_width + ph.i, pv.j * kernel_width + ph.j, {count(plan.terms), 0}};
+      Range& block = plan.blocks[static_cast<std::size_t>((pv.i * kernel_width + ph.i) * plan.offsets +
+                                                          pv.j * kernel_width + ph.j)];
+      block.begin = count(plan.terms);
       for (std::int64_t sv = pv.begin; sv < pv.end; ++sv) {
         for (std::int64_t sh = ph.begin; sh < ph.end; ++sh) {
           plan.terms.push_back({group.slots.begin + sv * across + sh, 1});
         }
       }
-      block.terms.end = count(plan.terms);
-      plan.blocks.push_back(block);
+      block.end = count(plan.terms);
     }
   }
   group.slots.end = count(plan.slots);
-  group.blocks.end = count(plan.blocks);
   plan.groups.push_back(group);
 }
 
-Plan empty_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width) {
+Plan empty_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width, std::int64_t offsets) {
   Plan plan{};
   plan.height = height;
   plan.width = width;
-  plan.offsets = 1;
+  plan.offsets = offsets;
+  plan.blocks.resize(static_cast<std::size_t>(offsets * offsets));
   plan.outputs = geometry.vertical.output * geometry.horizontal.output;
   return plan;
 }
@@ -83,21 +84,20 @@ Plan channel_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_
       }
     }
   }
-  Plan plan = empty_plan(geometry, height, width);
+  Plan plan = empty_plan(geometry, height, width, 1);
   for (const auto& [multiplicity, rectangles] : by_multiplicity) {
     plan.terms.push_back({count(plan.slots), multiplicity});
     plan.slots.push_back({{count(plan.rectangles), count(plan.rectangles) + count(rectangles)}});
     plan.rectangles.insert(plan.rectangles.end(), rectangles.begin(), rectangles.end());
   }
-  plan.blocks.push_back({0, 0, {0, count(plan.terms)}});
-  plan.groups.push_back({0, 0, {0, count(plan.slots)}, {0, 1}});
+  plan.blocks[0] = {0, count(plan.terms)};
+  plan.groups.push_back({0, 0, {0, count(plan.slots)}});
   plan.zero_lag = {0, 1};
   return plan;
 }
 
 Plan patch_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width) {
-  Plan plan = empty_plan(geometry, height, width);
-  plan.offsets = geometry.vertical.kernel * geometry.horizontal.kernel;
+  Plan plan = empty_plan(geometry, height, width, geometry.vertical.kernel * geometry.horizontal.kernel);
   plan.reach_down = geometry.vertical.dilation * (geometry.vertical.kernel - 1);
   plan.reach_right = geometry.horizontal.dilation * (geometry.horizontal.kernel - 1);
   const std::vector<AxisGroup> vertical = axis_groups(geometry.vertical, height);

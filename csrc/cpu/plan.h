@@ -24,25 +24,21 @@ struct Slot {
   Range rectangles;
 };
 
-/// The block (k1, k2) of the output: its entry for channels (c, c') lies at row c·K + k1, column c'·K + k2.
-struct Block {
-  std::int64_t k1, k2;
-  Range terms;
-};
-
-/// The block of a term gains weight · slot.
+/// weight · slot, one term of a block.
 struct Term {
   std::int64_t slot, weight;
 };
 
-/// Slots that share the lag (down, right), and the blocks made of them alone.
+/// Slots that share the lag (down, right).
 struct LagGroup {
   std::int64_t down, right;
-  Range slots, blocks;
+  Range slots;
 };
 
-/// What a kernel sums, for every pair of channels: a list of rectangles and where their sums go. Opposite lags mirror each
-/// other, so negative ones are needed only between different channel panels.
+/// What a kernel sums, for every pair of channels: a list of rectangles and where their sums go. The output is made of
+/// K × K blocks: block (k1, k2) holds row c·K + k1, column c'·K + k2 for channels c and c'. Its terms have a negative lag
+/// if k1 > k2, zero if k1 = k2, else a positive one. Opposite lags mirror each other, so negative ones are needed only
+/// between different channel panels.
 struct Plan {
   std::int64_t height, width;            ///< of the grid of positions
   std::int64_t reach_down, reach_right;  ///< the largest lag
@@ -52,8 +48,8 @@ struct Plan {
   Range zero_lag;                        ///< among the groups
   std::vector<Slot> slots;
   std::vector<Rectangle> rectangles;
-  std::vector<Block> blocks;
   std::vector<Term> terms;
+  std::vector<Range> blocks;  ///< of the terms of (k1, k2), at k1·K + k2
 };
 
 /// Σ over all positions of the grid.

@@ -29,17 +29,17 @@ void for_each_run_list(const Plan& plan, const Slot& slot, const Box& box, std::
                        const Emit& emit) {
   Run runs[kRegisterPositions];
   std::int64_t used = 0, held = 0, at = 0;
-  const auto add = [&](std::int64_t position, std::int64_t length) {
-    const std::int64_t skip = std::clamp<std::int64_t>(from - at, 0, length);
-    std::int64_t left = std::clamp<std::int64_t>(to - at, skip, length) - skip;
-    position += skip;
-    at += length;
+  const auto add = [&](Run run) {
+    const std::int64_t skip = std::clamp<std::int64_t>(from - at, 0, run.count);
+    std::int64_t left = std::clamp<std::int64_t>(to - at, skip, run.count) - skip;
+    at += run.count;
+    run.first += skip * run.step;
     while (left > 0) {
-      const std::int64_t take = std::min(left, kRegisterPositions - held);
-      runs[used++] = {position, take};
-      position += take;
-      left -= take;
-      held += take;
+      run.count = std::min(left, kRegisterPositions - held);
+      runs[used++] = run;
+      run.first += run.count * run.step;
+      left -= run.count;
+      held += run.count;
       if (held == kRegisterPositions) {
         emit(runs, used);
         used = held = 0;
@@ -52,12 +52,16 @@ void for_each_run_list(const Plan& plan, const Slot& slot, const Box& box, std::
     clip(r.row, r.rows, r.row_step, box.rows);
     clip(r.column, r.columns, r.column_step, box.columns);
     if (r.rows == 0 || r.columns == 0) continue;
-    const std::int64_t first = (r.row - box.packed_rows.begin) * across + r.column - box.packed_columns.begin;
-    const bool whole_row = r.column_step == 1, whole = whole_row && r.row_step == 1 && r.columns == across;
-    const std::int64_t joined_rows = whole ? r.rows : 1, joined_columns = whole_row ? r.columns : 1;
-    for (std::int64_t v = 0; v < r.rows; v += joined_rows) {
-      for (std::int64_t u = 0; u < r.columns; u += joined_columns) {
-        add((first + v * r.row_step * across + u * r.column_step) * images, joined_rows * joined_columns * images);
+    const bool dense_row = r.column_step == 1, dense = dense_row && r.row_step == 1 && r.columns == across;
+    for (std::int64_t v = 0; v < (dense ? 1 : r.rows); ++v) {
+      const std::int64_t row = r.row + v * r.row_step - box.packed_rows.begin;
+      const std::int64_t first = row * across + r.column - box.packed_columns.begin;
+      if (dense_row) {
+        add({first * images, (dense ? r.rows : 1) * r.columns * images, 1});
+      } else if (images == 1) {
+        add({first, r.columns, r.column_step});
+      } else {
+        for (std::int64_t u = 0; u < r.columns; ++u) add({(first + u * r.column_step) * images, images, 1});
       }
     }
   }

@@ -4,12 +4,15 @@
 #include <vector>
 
 #include "../views.h"
+#include "plan.h"
 
 namespace eigendamage::cpu {
 
-/// `count` consecutive positions of a panel.
+constexpr std::int64_t kMaxLanes = 16, kMaxWidth = 2 * kMaxLanes;
+
+/// The positions `first` + i·step, i < count, of a panel.
 struct Run {
-  std::int64_t position, count;
+  std::int64_t first, count, step;
 };
 
 /// The inner loops, once per instruction set. A panel holds `width` channels, one or two vectors of them, of every
@@ -17,13 +20,19 @@ struct Run {
 template <class T>
 struct PanelKernels {
   std::int64_t lanes;      ///< T's in a vector
-  std::int64_t min_width;  ///< the narrowest panel `gram` takes: lanes or 2·lanes
+  std::int64_t tile_rows;  ///< of a panel's channels, as many as `gram` takes together
+  std::int64_t min_width;  ///< of a panel: lanes, or 2·lanes where tile_rows would not fit
 
-  /// tile[r·width + c] += Σ_p a[p·width + r] · b[p·width + c] over the positions p of the runs, for r < rows, c < columns;
-  /// with `upper` only where r ≤ c. The rest of the tile (width, width) holds rubbish afterwards. All of the runs are
-  /// summed in registers: keep them to a few hundred positions.
-  void (*gram)(const T* a, const T* b, std::int64_t width, const Run* runs, std::int64_t run_count, std::int64_t rows,
+  /// tile[(r − rows.begin)·width + c] += Σ_p a[p·width + r] · b[p·width + c] over the positions p of the runs, for r in
+  /// `rows`, c < columns; with `upper` only where r ≤ c. Whole tile_rows and lanes are computed: the tile's other entries
+  /// hold rubbish afterwards. rows.begin is a multiple of tile_rows. All runs are summed in registers: keep them to a few
+  /// hundred positions.
+  void (*gram)(const T* a, const T* b, std::int64_t width, const Run* runs, std::int64_t run_count, const Range& rows,
                std::int64_t columns, bool upper, T* tile);
+
+  /// out[c·stride] = Σ_terms weight · row[slot·tile_size + c], c < width.
+  void (*combine)(const T* row, const Term* terms, std::int64_t term_count, std::int64_t tile_size, std::int64_t width,
+                  std::int64_t stride, T* out);
 
   /// out[p·stride + c] = lines[c][p], c < lanes, p < count; a null line stands for zeros.
   void (*interleave)(const T* const* lines, std::int64_t count, std::int64_t stride, T* out);

@@ -42,9 +42,10 @@ __attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t wi
                                          std::int64_t run_count, T* tile) {
   Vector<T> sum[kTileRows][Vectors] = {};
   for (const Run* run = runs; run != runs + run_count; ++run) {
-    const T* row = a + run->position * width;
-    const T* column = b + run->position * width;
-    for (std::int64_t left = run->count; left > 0; --left, row += width, column += width) {
+    const T* row = a + run->first * width;
+    const T* column = b + run->first * width;
+    const std::int64_t step = run->step * width;
+    for (std::int64_t left = run->count; left > 0; --left, row += step, column += step) {
       Vector<T> right[Vectors];
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) right[v] = load(column + v * kLanes<T>);
@@ -66,16 +67,30 @@ __attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t wi
 }
 
 template <class T>
-void gram(const T* a, const T* b, std::int64_t width, const Run* runs, std::int64_t run_count, std::int64_t rows,
+void gram(const T* a, const T* b, std::int64_t width, const Run* runs, std::int64_t run_count, const Range& rows,
           std::int64_t columns, bool upper, T* tile) {
   constexpr std::int64_t lanes = kLanes<T>;
-  for (std::int64_t row = 0; row < rows; row += kTileRows) {
+  for (std::int64_t row = rows.begin; row < rows.end; row += kTileRows, tile += kTileRows * width) {
     const std::int64_t first = upper && row >= lanes ? lanes : 0;
     if (columns - first > lanes) {
-      gram_rows<T, 2>(a + row, b + first, width, runs, run_count, tile + row * width + first);
+      gram_rows<T, 2>(a + row, b + first, width, runs, run_count, tile + first);
     } else if (columns > first) {
-      gram_rows<T, 1>(a + row, b + first, width, runs, run_count, tile + row * width + first);
+      gram_rows<T, 1>(a + row, b + first, width, runs, run_count, tile + first);
     }
+  }
+}
+
+template <class T>
+void combine(const T* row, const Term* terms, std::int64_t term_count, std::int64_t tile_size, std::int64_t width,
+             std::int64_t stride, T* out) {
+  for (std::int64_t first = 0; first < width; first += kLanes<T>, row += kLanes<T>) {
+    Vector<T> sum = {};
+    for (const Term* term = terms; term != terms + term_count; ++term) {
+      sum += load(row + term->slot * tile_size) * static_cast<T>(term->weight);
+    }
+    T lanes[kLanes<T>];
+    store(lanes, sum);
+    for (int c = 0; c < kLanes<T>; ++c, out += stride) *out = lanes[c];
   }
 }
 
@@ -216,7 +231,15 @@ void widen(const void* in, ScalarType, std::int64_t step, std::int64_t count, do
 
 template <class T>
 constexpr PanelKernels<T> kPanelKernels{
-    kLanes<T>, kLanes<T> < kTileRows ? 2 * kLanes<T> : kLanes<T>, gram<T>, interleave<T>, copy_pixels, widen};
+    .lanes = kLanes<T>,
+    .tile_rows = kTileRows,
+    .min_width = kLanes<T> < kTileRows ? 2 * kLanes<T> : kLanes<T>,
+    .gram = gram<T>,
+    .combine = combine<T>,
+    .interleave = interleave<T>,
+    .copy_pixels = copy_pixels,
+    .widen = widen,
+};
 
 }  // namespace
 }  // namespace eigendamage::cpu::EIGENDAMAGE_LEVEL

@@ -1,5 +1,6 @@
 #include "reference.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -57,14 +58,14 @@ Patches unfold(const ImageView& x, const ConvGeometry& geometry, std::int64_t gr
   return patches;
 }
 
+/// sum (columns, columns) += Σ_row rowᵀ row, the products and sums in T.
 template <class T>
-void add_gram(const Patches& patches, std::vector<T>& sum) {
-  for (std::size_t r = 0; r < patches.rows; ++r) {
-    const double* row = patches.values.data() + r * patches.columns;
+void add_gram(const Patches& patches, T* sum) {
+  std::vector<T> values;
+  for (const double value : patches.values) values.push_back(static_cast<T>(value));
+  for (const T* row = values.data(); row != values.data() + values.size(); row += patches.columns) {
     for (std::size_t i = 0; i < patches.columns; ++i) {
-      for (std::size_t j = 0; j < patches.columns; ++j) {
-        sum[i * patches.columns + j] += static_cast<T>(row[i]) * static_cast<T>(row[j]);
-      }
+      for (std::size_t j = 0; j < patches.columns; ++j) sum[i * patches.columns + j] += row[i] * row[j];
     }
   }
 }
@@ -93,12 +94,12 @@ std::vector<double> channel_covariance(const ImageView& x, const ConvGeometry& g
   for (std::int64_t g = 0; g < groups; ++g) {
     const Patches patches = unfold(x, geometry, groups, g, false);
     std::vector<double> sum(channels * channels, 0.0);
-    for (std::size_t r = 0; r < patches.rows; ++r) {
-      const double* row = patches.values.data() + r * patches.columns;
+    // Padding, too, is among the rows, as zeros that add nothing.
+    for (const double* row = patches.values.data(); row != patches.values.data() + patches.values.size();
+         row += patches.columns) {
       for (std::size_t k = 0; k < offsets; ++k) {
         for (std::size_t i = 0; i < channels; ++i) {
           for (std::size_t j = 0; j < channels; ++j) {
-            // A pixel that no window covers is in no row: 0 here is padding and adds nothing.
             sum[i * channels + j] += row[i * offsets + k] * row[j * offsets + k];
           }
         }
@@ -114,7 +115,7 @@ std::vector<double> patch_covariance(const ImageView& x, const ConvGeometry& geo
   for (std::int64_t g = 0; g < groups; ++g) {
     const Patches patches = unfold(x, geometry, groups, g, bias);
     std::vector<double> sum(patches.columns * patches.columns, 0.0);
-    add_gram(patches, sum);
+    add_gram(patches, sum.data());
     result.insert(result.end(), sum.begin(), sum.end());
   }
   return result;
@@ -129,7 +130,7 @@ std::vector<double> patch_covariance_in_float(const ImageView& x, const ConvGeom
     const auto begin = patches.values.begin() + static_cast<std::ptrdiff_t>(r * patches.columns);
     const Patches block{rows, patches.columns, {begin, begin + static_cast<std::ptrdiff_t>(rows * patches.columns)}};
     std::vector<float> sum(total.size(), 0.0f);
-    add_gram(block, sum);
+    add_gram(block, sum.data());
     for (std::size_t i = 0; i < sum.size(); ++i) total[i] += sum[i];
   }
   return {total.begin(), total.end()};

@@ -1,0 +1,168 @@
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "check.h"
+#include "cpu/panels.h"
+#include "cpu/simd.h"
+#include "images.h"
+#include "reference.h"
+
+using namespace eigendamage;
+using testing::pick;
+using testing::Random;
+
+namespace {
+
+/// body(panel kernels, name) for both types and every instruction set of this CPU.
+template <class Body>
+void for_every_set(const Body& body) {
+  for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
+    body(set->single, std::string(set->name) + " float");
+    body(set->twice, std::string(set->name) + " double");
+  }
+}
+
+template <class T>
+std::vector<T> integers(Random& random, std::int64_t size) {
+  std::vector<T> numbers;
+  for (std::int64_t i = 0; i < size; ++i) numbers.push_back(static_cast<T>(pick(random, -4, 4)));
+  return numbers;
+}
+
+template <class T>
+cpu::Buffer<T> aligned(const std::vector<T>& numbers) {
+  cpu::Buffer<T> buffer = cpu::make_buffer<T>(static_cast<std::int64_t>(numbers.size()));
+  std::copy(numbers.begin(), numbers.end(), buffer.get());
+  return buffer;
+}
+
+double widened(const void* number, ScalarType type) {
+  return reference::element({number, type, 1, 1, 1, 1, 0, 0, 0, 0}, 0, 0, 0, 0);
+}
+
+bool same(double a, double b) { return a == b ? std::signbit(a) == std::signbit(b) : std::isnan(a) && std::isnan(b); }
+
+}  // namespace
+
+TEST(gram_sums_outer_products_over_the_runs) {
+  Random random(1);
+  for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
+    CHECK(simd.lanes <= cpu::kMaxLanes && simd.min_width % simd.tile_rows == 0, name);
+    for (int i = 0; i < 200; ++i) {
+      const std::int64_t width = pick(random, 0, 1) ? 2 * simd.lanes : simd.min_width, positions = 40;
+      const std::vector<T> a = integers<T>(random, positions * width), b = integers<T>(random, positions * width);
+      const std::vector<T> before = integers<T>(random, width * width);
+      const std::vector<cpu::Run> runs{{3, pick(random, 0, 9), 1}, {0, 1, 7}, {12, pick(random, 1, 9), 3}};
+      const std::int64_t begin = pick(random, 0, width / simd.tile_rows - 1) * simd.tile_rows;
+      const cpu::Range rows{begin, pick(random, begin + 1, width)};
+      const std::int64_t columns = pick(random, 1, width);
+      const bool upper = pick(random, 0, 1);
+      const auto tile = aligned(before), left = aligned(a), right = aligned(b);
+      simd.gram(left.get(), right.get(), width, runs.data(), 3, rows, columns, upper, tile.get());
+      for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+        for (std::int64_t c = upper ? r : 0; c < columns; ++c) {
+          const auto entry = static_cast<std::size_t>((r - rows.begin) * width + c);
+          T expected = before[entry];
+          for (const cpu::Run& run : runs) {
+            for (std::int64_t p = 0; p < run.count; ++p) {
+              const std::int64_t at = (run.first + p * run.step) * width;
+              expected += a[static_cast<std::size_t>(at + r)] * b[static_cast<std::size_t>(at + c)];
+            }
+          }
+          CHECK(tile[entry] == expected, name);
+        }
+      }
+    }
+  });
+}
+
+TEST(combine_weighs_slots_and_spreads_the_sum) {
+  Random random(2);
+  for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
+    for (const std::int64_t width : {simd.min_width, 2 * simd.lanes}) {
+      const std::vector<T> rows = integers<T>(random, 5 * width);
+      const std::vector<cpu::Term> terms{{0, 2}, {4, -1}, {3, 7}};
+      for (std::int64_t count = 0; count <= 3; ++count) {
+        std::vector<T> out(static_cast<std::size_t>(3 * width), T(99));
+        simd.combine(rows.data(), terms.data(), count, width, width, 3, out.data());
+        for (std::int64_t i = 0; i < 3 * width; ++i) {
+          T expected = i % 3 == 0 ? T(0) : T(99);
+          for (std::int64_t t = 0; i % 3 == 0 && t < count; ++t) {
+            const cpu::Term& term = terms[static_cast<std::size_t>(t)];
+            expected += static_cast<T>(term.weight) * rows[static_cast<std::size_t>(term.slot * width + i / 3)];
+          }
+          CHECK(out[static_cast<std::size_t>(i)] == expected, name);
+        }
+      }
+    }
+  });
+}
+
+TEST(interleave_transposes_lines_and_takes_null_for_zeros) {
+  Random random(3);
+  for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
+    for (std::int64_t count = 0; count < 70; ++count) {
+      std::vector<std::vector<T>> lines;
+      std::vector<const T*> pointers;
+      for (std::int64_t c = 0; c < simd.lanes; ++c) lines.push_back(integers<T>(random, count));
+      for (const auto& line : lines) pointers.push_back(pick(random, 0, 3) ? line.data() : nullptr);
+      const std::int64_t stride = simd.lanes + pick(random, 0, 3);
+      std::vector<T> out(static_cast<std::size_t>(count * stride), T(99));
+      simd.interleave(pointers.data(), count, stride, out.data());
+      for (std::int64_t i = 0; i < count * stride; ++i) {
+        const auto p = static_cast<std::size_t>(i / stride), c = static_cast<std::size_t>(i % stride);
+        const T expected = c >= lines.size() ? T(99) : pointers[c] ? lines[c][p] : T(0);
+        CHECK(out[static_cast<std::size_t>(i)] == expected, name);
+      }
+    }
+  });
+}
+
+TEST(halves_are_widened_exactly_all_of_them) {
+  std::vector<std::uint16_t> halves;
+  for (std::uint32_t bits = 0; bits <= 0xffff; ++bits) halves.push_back(static_cast<std::uint16_t>(bits));
+  for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
+    for (const ScalarType type : {ScalarType::kBFloat16, ScalarType::kFloat16}) {
+      for (const std::int64_t step : {1, 3}) {
+        const std::int64_t count = 0xffff / step;
+        std::vector<float> line(static_cast<std::size_t>(count));
+        set->single.widen(halves.data(), type, step, count, line.data());
+        for (std::size_t i = 0; i < line.size(); ++i) {
+          const double expected = widened(&halves[i * static_cast<std::size_t>(step)], type);
+          CHECK(same(static_cast<double>(line[i]), expected), set->name + std::string(" ") + std::to_string(expected));
+        }
+      }
+    }
+  }
+}
+
+TEST(copy_pixels_widens_and_fills_with_zeros) {
+  Random random(4);
+  for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
+    for (const ScalarType type : testing::kTypes) {
+      const auto check_type = [&]<class T>(const cpu::PanelKernels<T>& simd) {
+        for (std::int64_t channels = 0; channels <= simd.min_width; ++channels) {
+          testing::Images x({1, channels + 2, 1, 9}, type, testing::Layout::kChannelsLast);
+          x.fill_normal(random, 0);
+          const std::int64_t stride = simd.min_width + pick(random, 0, 2);
+          std::vector<T> out(static_cast<std::size_t>(9 * stride), T(99));
+          simd.copy_pixels(x.view().data, type, channels + 2, 9, channels, simd.min_width, stride, out.data());
+          for (std::int64_t i = 0; i < 9 * stride; ++i) {
+            const std::int64_t p = i / stride, c = i % stride;
+            double expected = c < simd.min_width ? 0 : 99;
+            if (c < channels) expected = reference::element(x.view(), 0, c, 0, p);
+            CHECK(same(static_cast<double>(out[static_cast<std::size_t>(i)]), expected), set->name);
+          }
+        }
+      };
+      if (type == ScalarType::kFloat64) {
+        check_type(set->twice);
+      } else {
+        check_type(set->single);
+      }
+    }
+  }
+}
+
+int main() { return check::run_tests(); }

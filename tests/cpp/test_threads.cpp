@@ -1,0 +1,57 @@
+#include <vector>
+
+#include "check.h"
+#include "cpu/covariances.h"
+#include "images.h"
+
+using namespace eigendamage;
+using testing::Images;
+using testing::Output;
+using testing::Random;
+
+namespace {
+
+/// Runs launch(out, execution) on 1, 2 and 5 threads and compares bit for bit.
+template <class Launch>
+void check_threads(const ImageView& x, std::int64_t groups, std::int64_t size, const Launch& launch) {
+  std::vector<double> alone;
+  for (const std::int64_t threads : {1, 2, 5}) {
+    Random random(1);
+    Output out(groups, size, x.type, 1, random);
+    const ParallelFor parallel_for = testing::threads(threads);
+    launch(out.view(), Execution{&parallel_for, nullptr});
+    if (threads == 1) alone = out.values();
+    CHECK(out.values() == alone, std::to_string(threads) + " threads");
+  }
+}
+
+}  // namespace
+
+TEST(results_do_not_depend_on_the_number_of_threads) {
+  const ConvGeometry geometry{{3, 1, 1, 1, 12}, {3, 1, 1, 1, 11}};
+  const Update update{0.3, 0.7};
+  const cpu::Limits default_limits, few_kept{1 << 16, 1 << 16, 1 << 16, 1 << 16};
+  for (const cpu::Limits& limits : {default_limits, few_kept}) {
+    for (const std::int64_t channels : {6, 36}) {
+      for (const std::int64_t groups : {1, 2}) {
+        Random random(2);
+        Images x({7, channels, 12, 11}, ScalarType::kFloat32, testing::Layout::kPlanes);
+        x.fill_normal(random, 0.5);
+        const std::int64_t each = channels / groups;
+        check_threads(x.view(), groups, each + 1, [&](const FactorView& out, const Execution& run) {
+          cpu::covariance(x.view(), true, update, out, run, {cpu::PatchForm::kCheaper, limits});
+        });
+        check_threads(x.view(), groups, each, [&](const FactorView& out, const Execution& run) {
+          cpu::channel_covariance(x.view(), geometry, update, out, run, {cpu::PatchForm::kCheaper, limits});
+        });
+        for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect}) {
+          check_threads(x.view(), groups, each * 9 + 1, [&](const FactorView& out, const Execution& run) {
+            cpu::patch_covariance(x.view(), geometry, true, update, out, run, {form, limits});
+          });
+        }
+      }
+    }
+  }
+}
+
+int main() { return check::run_tests(); }
