@@ -3,8 +3,8 @@
     python -m benchmarks.accuracy --data DIR [--images N] [--networks NAME ...] [--json PATH]
 
 DIR holds the networks (NAME.safetensors), cifar10_train4000.npz (lossless training images) and
-cifar10_jpeg.npz (all of CIFAR-10 as JPEG). Every figure is measured on the JPEG test images; a network trained
-on lossless images starts lower there, so read each figure beside the dense network's own.
+cifar10_jpeg.npz (all of CIFAR-10 as JPEG). Every figure is measured on the JPEG test images; a network
+trained on lossless images starts lower there, so read each figure beside the dense network's own.
 """
 
 import argparse
@@ -32,7 +32,7 @@ NETWORKS = {  # name -> (depth, training images it has seen)
 }
 BUDGETS = (0.8, 0.6, 0.5, 0.4)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FACTOR_IMAGES, BN_IMAGES, BATCH = 4000, 1024, 128
+BN_IMAGES, BATCH = 1024, 128
 HEADER = (
     "network",
     "budget",
@@ -59,8 +59,8 @@ def load_network(folder: Path, name: str) -> ResNet:
     return model.eval()
 
 
-def training_images(folder: Path, kind: str, count: int = FACTOR_IMAGES) -> tuple[Tensor, Tensor]:
-    """At most `count` training images, normalised, ``(n, 3, 32, 32)``, and labels ``(n,)``, in mixed order."""
+def training_images(folder: Path, kind: str, count: int) -> tuple[Tensor, Tensor]:
+    """At most `count` training images in mixed order, normalised, ``(n, 3, 32, 32)``, and labels ``(n,)``."""
     if kind == "jpeg":
         images, labels = load_jpegs(folder / "cifar10_jpeg.npz", "train", max_images=count)
     else:
@@ -83,30 +83,30 @@ def accuracies(model: nn.Module, test: TensorLoader, calibration: TensorLoader) 
     return plain, ed.evaluate(model, test, progress=True)
 
 
-def measure(folder: Path, name: str, budgets: tuple[float, ...], test: TensorLoader) -> list[dict[str, Any]]:
+def measure(
+    folder: Path, name: str, budgets: list[float], test: TensorLoader, factor_images: int
+) -> list[dict[str, Any]]:
     """One record for the dense network and one per budget; prints each as it comes."""
     model = load_network(folder, name)
-    images, labels = training_images(folder, NETWORKS[name][1])
+    images, labels = training_images(folder, NETWORKS[name][1], factor_images)
     calibration = TensorLoader(images[:BN_IMAGES], batch_size=BATCH)
     factors = ed.estimate_factors(model, TensorLoader(images, labels, batch_size=BATCH))
     records = []
     for budget in (1.0, *budgets):
-        plan = ed.plan(model, factors, target={"flops": budget})
-        forms = Counter(row.form for row in plan.values()) if budget < 1 else Counter(dense=len(plan))
-        pruned = plan.apply(model).model if budget < 1 else model
-        plain, recalibrated = accuracies(pruned, test, calibration)
+        result = ed.plan(model, factors, target={"flops": budget}).apply(model)
+        plain, recalibrated = accuracies(result.model, test, calibration)
         records.append(
             {
                 "network": name,
                 "budget": budget,
-                "flops": plan.flops_after if budget < 1 else plan.flops_before,
-                "params": plan.params_after if budget < 1 else plan.params_before,
-                "flops_kept": plan.flops_after / plan.flops_before if budget < 1 else 1.0,
-                "params_kept": plan.params_after / plan.params_before if budget < 1 else 1.0,
+                "flops": result.flops_after,
+                "params": result.params_after,
+                "flops_kept": result.flops_after / result.flops_before,
+                "params_kept": result.params_after / result.params_before,
                 "accuracy": plain,
                 "accuracy_bn": recalibrated,
-                "predicted_loss": plan.predicted_loss if budget < 1 else 0.0,
-                "forms": dict(forms),
+                "predicted_loss": result.plan.predicted_loss,
+                "forms": dict(Counter(row.form for row in result.plan.values())),
             }
         )
         _print_row(records[-1])
@@ -132,33 +132,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the networks and images")
-    parser.add_argument(
-        "--images", type=int, help="test images, evenly spaced over the classes (default: all)"
-    )
-    parser.add_argument(
-        "--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), metavar="NAME"
-    )
-    parser.add_argument(
-        "--budgets", nargs="+", type=float, default=list(BUDGETS), metavar="F", help="FLOPs kept"
-    )
-    parser.add_argument("--json", type=Path, help="write the records here as well")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of the networks and images")
+    add("--images", type=int, metavar="N", help="test images, evenly spaced over the file (default: all)")
+    add("--factor-images", type=int, default=4000, metavar="N", help="training images seen (default: 4000)")
+    add("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), metavar="NAME")
+    add("--budgets", nargs="+", type=float, default=list(BUDGETS), metavar="F", help="shares of FLOPs kept")
+    add("--json", type=Path, metavar="PATH", help="write the records here as well")
     options = parser.parse_args(arguments)
     if not options.data.is_dir():
         parser.error(f"--data must be a folder, got {options.data}; see the top of benchmarks/accuracy.py")
 
     started = time.monotonic()
+    bn_images = min(BN_IMAGES, options.factor_images)
     test = TensorLoader(*test_images(options.data, options.images), batch_size=250)
     print(
-        f"Accuracy on {len(test.inputs)} JPEG test images without fine-tuning; BN re-estimated on {BN_IMAGES}\n"
-        f"training images; factors from {FACTOR_IMAGES}.\n"
+        f"Accuracy on {len(test.inputs)} JPEG test images without fine-tuning;\n"
+        f"factors from {options.factor_images} training images, BN re-estimated on {bn_images} of them.\n"
     )
     print(COLUMNS.format(*HEADER))
     records = []
     for name in options.networks:
-        records += measure(options.data, name, tuple(options.budgets), test)
+        records += measure(options.data, name, options.budgets, test, options.factor_images)
     print(
-        "\nFLOPs and params: share of the whole network kept. loss +: predicted increase of the training loss.\n"
+        "\nFLOPs, params: share of the whole network kept. loss +: predicted increase of the training loss.\n"
         "dense, in, out, both: layers that keep their form, or rotate inputs, outputs, both.\n"
         f"{time.monotonic() - started:.0f} s on {torch.get_num_threads()} threads"
     )
@@ -167,8 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
             "torch": torch.__version__,
             "machine": platform.machine(),
             "test_images": len(test.inputs),
-            "factor_images": FACTOR_IMAGES,
-            "bn_images": BN_IMAGES,
+            "factor_images": options.factor_images,
+            "bn_images": bn_images,
         }
         options.json.write_text(json.dumps({"about": about, "results": records}, indent=1) + "\n")
     return 0
