@@ -123,11 +123,11 @@ def read_tensors(path: str | os.PathLike[str], *, format: str) -> tuple[dict[str
         raise ArtifactError(f"load: {where!r} must match its checksum, got corrupted content; save it again")
     try:
         manifest = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
         raise ArtifactError(
-            f"load: {where!r} must hold a JSON object as its manifest, got {text!r}; save it again"
+            f"load: {where!r} must hold a JSON object as its manifest, got {text[:60]!r}; save it again"
         )
     return tensors, manifest
 

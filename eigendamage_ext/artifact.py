@@ -1,6 +1,7 @@
 """Pruned models as files: weights and a manifest of the rebuilt layers. Loading runs no code from it."""
 
 import os
+import reprlib
 from functools import partial
 from typing import Any
 
@@ -110,7 +111,9 @@ def _record(plan: Plan) -> dict[str, Any]:
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ArtifactError(f"load: {what} in the manifest must be an object, got {value!r}; save it again")
+        raise ArtifactError(
+            f"load: {what} in the manifest must be an object, got {reprlib.repr(value)}; save it again"
+        )
     return value
 
 
@@ -125,7 +128,9 @@ def _checked(name: str, layer: nn.Module | None, shape: Any) -> tuple[str, int, 
         )
     form = shape.get("form")
     if form not in FORMS[1:]:
-        raise ArtifactError(f"load: form of layer {name!r} must be {' or '.join(CHILDREN)}, got {form!r}")
+        raise ArtifactError(
+            f"load: form of layer {name!r} must be {' or '.join(CHILDREN)}, got {reprlib.repr(form)}"
+        )
     spec = LayerSpec.of(name, layer)
     ranks = []
     for side, width, rotated in (
@@ -135,7 +140,7 @@ def _checked(name: str, layer: nn.Module | None, shape: Any) -> tuple[str, int, 
         rank, least = shape.get(side), 1 if rotated else width
         if not isinstance(rank, int) or isinstance(rank, bool) or not least <= rank <= width:
             raise ArtifactError(
-                f"load: {side} of layer {name!r} must lie in {least}…{width} for {form!r}, got {rank!r}; "
+                f"load: {side} of layer {name!r} must lie in {least}…{width} for {form!r}, got {reprlib.repr(rank)}; "
                 "build `into` like the model that was pruned"
             )
         ranks.append(rank)

@@ -161,6 +161,15 @@ def test_hostile_manifests(path, change, message):
         ed.load(path, into=Net())
 
 
+def test_a_manifest_nested_beyond_all_bounds(path, monkeypatch):
+    tensors, _ = read_tensors(path, format="eigendamage-model")
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: "[" * 200_000)
+    write_tensors(path, tensors, {}, format="eigendamage-model")
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match="must hold a JSON object as its manifest"):
+        ed.load(path, into=Net())
+
+
 def test_damaged_files(path, tmp_path):
     content = path.read_bytes()
     for name, damaged in {

@@ -6,15 +6,18 @@ import json
 
 import pytest
 import torch
-from random_factors import random_factors
+from random_factors import eigenbasis, random_factors, random_layer_factors
 from rich.console import Console
 from small_nets import COVERED, EXAMPLE, Net, same, snapshot
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import eigendamage_ext as ed
+from eigendamage_ext.curvature.layers import LayerSpec
 from eigendamage_ext.models.resnet import ResNet
+from eigendamage_ext.pruning.criteria import eigendamage_scores
 from eigendamage_ext.pruning.measure import measure
+from eigendamage_ext.pruning.plan import Candidate
 
 
 @pytest.fixture
@@ -235,6 +238,17 @@ def test_layers_the_example_does_not_reach_once_are_skipped():
     assert "several times" in plan.skipped["twice"] and "not called" in plan.skipped["never"]
 
 
+def test_among_equally_cheap_forms_the_one_that_loses_less_is_taken():
+    model = nn.Linear(12, 12)
+    spec = LayerSpec.of("layer", model)
+    scores = eigendamage_scores(spec, model, eigenbasis(random_layer_factors(spec)))
+    candidate = Candidate(spec, (1, 1), scores)
+    for rank in range(1, 6):
+        row = candidate.cheapest(rank, rank, "flops")
+        losses = {"input": scores.predicted_loss(rank, 12), "output": scores.predicted_loss(12, rank)}
+        assert row.predicted_loss == losses[row.form] == min(losses.values())
+
+
 # Editing
 
 
@@ -310,6 +324,9 @@ def test_the_table_names_every_layer_form_and_reason(net, factors):
         assert f"{row.output_rank}/{row.spec.out_per_group}" in line
     assert any("ConvTranspose2d" in line for line in lines)
     assert f"({plan.flops_after / plan.flops_before:.1%})" in lines[-1]
+    result = plan.apply(net)
+    measured = f"parameters {result.params_before:,} → {result.params_after:,}"
+    assert str(result).startswith(str(plan)) and measured in str(result).splitlines()[-1]
 
 
 def test_long_names_are_not_cut_off():

@@ -120,3 +120,15 @@ def test_layers_chosen_for_the_factors_limit_what_is_cut(net):
     result = prune(net, target={"flops": 0.9}, layers="blocks.*")
     assert list(result.plan) == ["blocks.0", "blocks.1"]
     assert result.plan.skipped["hidden"] == "not in `layers`"
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_the_smaller_network_stays_there(net, tmp_path):
+    net = net.cuda().to(memory_format=torch.channels_last)
+    result = prune(net)
+    assert all(p.is_cuda for p in result.model.parameters())
+    assert result.flops_after <= 0.5 * result.flops_before
+    result.save(tmp_path / "net")
+    loaded = ed.load(tmp_path / "net", into=net)
+    x = torch.randn(4, *EXAMPLE, device="cuda")
+    assert torch.equal(loaded(x), result.model(x))

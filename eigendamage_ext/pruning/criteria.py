@@ -54,7 +54,7 @@ class LayerScores:
 
 
 def eigendamage_scores(spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis) -> LayerScores:
-    """Scores of a layer's directions by EigenDamage (Wang et al. 2019, arXiv 1905.05934, equations 7 to 9).
+    """Scores of a layer's directions by EigenDamage (Wang et al. 2019, arXiv 1905.05934).
 
     Θ[o', i'] = λ_G[o'] λ_A[i'] Σ_k W*[o', k, i']², W* the weight in the eigenbasis: twice the loss increase
     that a quadratic model with the Fisher block G ⊗ I_K ⊗ A predicts for setting these K numbers to zero.

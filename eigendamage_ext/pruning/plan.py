@@ -27,6 +27,17 @@ from eigendamage_ext.pruning.measure import Measurement, measure
 from eigendamage_ext.pruning.surgery import rebuild
 from eigendamage_ext.pruning.table import change, table
 
+COLUMNS = {
+    "layer": "left",
+    "form": "left",
+    "inputs": "right",
+    "outputs": "right",
+    "params": "right",
+    "FLOPs": "right",
+    "loss +": "right",
+    "note": "left",
+}
+
 
 class Change(NamedTuple):
     """A number before and after."""
@@ -175,10 +186,6 @@ class Plan(Mapping[str, LayerPlan]):
         return sum(row.predicted_loss for row in self.values())
 
     def __str__(self) -> str:
-        columns = dict.fromkeys(("layer", "form"), "left")
-        columns |= dict.fromkeys(("inputs", "outputs", "params", "FLOPs", "loss +"), "right") | {
-            "note": "left"
-        }
         rows = [
             (
                 row.name,
@@ -193,13 +200,18 @@ class Plan(Mapping[str, LayerPlan]):
             for row in self.values()
         ]
         rows += [(name, "dense", "", "", "", "", "", reason) for name, reason in self.skipped.items()]
-        params, flops = (
+        totals = (
+            "whole model",
+            "",
+            "",
+            "",
             change(self.params_before, self.params_after),
             change(self.flops_before, self.flops_after),
+            f"{self.predicted_loss:.3g}",
+            "",
         )
-        totals = ("whole model", "", "", "", params, flops, f"{self.predicted_loss:.3g}", "")
         title = f"{self.settings['method']}, target {json.dumps(self.target)}"
-        return f"{title}\n{table(columns, rows, totals)}"
+        return f"{title}\n{table(COLUMNS, rows, totals)}"
 
     def scores(self, name: str) -> LayerScores | None:
         """What the directions of a layer are worth; None for one that can only stay dense."""
@@ -270,7 +282,7 @@ class Plan(Mapping[str, LayerPlan]):
             inplace: Replace the layers of `model` itself.
 
         Raises:
-            ValueError: A layer is missing or differs in more than its numbers; nothing has been changed then.
+            ValueError: A layer is missing or of another shape; nothing has been changed then.
         """
         for candidate in self._candidates.values():
             check_layer(model, candidate.spec, caller="apply", origin="the plan")
@@ -316,7 +328,10 @@ class PruneResult:
     flops_after: int
 
     def __str__(self) -> str:
-        return str(self.plan)
+        return (
+            f"{self.plan}\nmeasured: parameters {self.params_before:,} → {self.params_after:,}, "
+            f"FLOPs {self.flops_before:,} → {self.flops_after:,}"
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model, with the plan as its provenance; see `eigendamage_ext.save`."""

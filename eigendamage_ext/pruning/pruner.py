@@ -37,7 +37,9 @@ def plan(
     """Decides what every layer keeps so that the model costs what is asked for. Nothing is changed.
 
     Directions of all layers are cut under one threshold on their scores; each layer then takes its cheapest
-    form at the ranks that are left. See `allocation.solve` for how closely the target is met.
+    form at the ranks that are left. The model is never above the target, and at most 1 % of the original (or
+    one step of a rank, if that is more) below it. FLOPs are not time: on a CPU half of them, in three layers
+    for one, are faster only from about 128 channels up.
 
     Args:
         model: The model the factors were estimated on.
