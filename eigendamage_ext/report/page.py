@@ -143,7 +143,7 @@ def _table(rows: Sequence[Summary]) -> str:
             f"{fmean(row.params) / 1e6:.3f}",
             f"{fmean(row.flops) / 1e6:.2f}",
             f"{100 * fmean(row.flops_kept):.1f}",
-            mean_sd(row.milliseconds, 2),
+            mean_sd(row.milliseconds),
             f"{fmean(row.speedup):.2f}×",
         )
         for row in rows

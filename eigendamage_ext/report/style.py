@@ -48,7 +48,7 @@ figcaption { color: var(--muted); font-size: .85rem; }
 .key.accent { color: var(--accent); }
 .key.warm { color: var(--warm); }
 .key.dashed { color: var(--ink); border-top: 1.5px dashed; }
-.key.dotted { border-top: 1.5px dotted; }
+.key.dotted { color: var(--muted); border-top: 2px dotted; }
 
 /* A shadow on the right while there is more to scroll to. */
 .scroll {
