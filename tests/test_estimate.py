@@ -19,6 +19,7 @@ def estimate_factors(*args, **keywords) -> Factors:
 
 
 def assert_same(one: Factors, other: Factors) -> None:
+    assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name].A, other[name].A) and torch.equal(one[name].G, other[name].G)
 

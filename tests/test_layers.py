@@ -248,7 +248,7 @@ def test_matches_names_with_glob_characters_exactly():
 CONVOLUTIONS = [
     {"kernel_size": 3},
     {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "bias": False},
-    {"kernel_size": (4, 3), "padding": "same", "dilation": (1, 3), "groups": 2},
+    {"kernel_size": (4, 2), "padding": "same", "dilation": (1, 3), "groups": 2},
     {"kernel_size": 2, "padding": "valid", "groups": 4, "padding_mode": "circular"},
     {"kernel_size": 5, "padding": 2, "padding_mode": "reflect"},
 ]

@@ -183,11 +183,22 @@ def test_buffers_of_any_module_are_put_back_and_no_train_method_is_called():
     assert not model[1].merged
 
 
+class Gate(nn.Module):
+    """The graph keeps its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+
 @pytest.mark.parametrize(
     "context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
 )
 def test_the_callers_context_does_not_matter(context):
-    model, x, y = convnet(), images(5), labels("cross_entropy", 5)
+    model, x, y = nn.Sequential(Gate(), *convnet()).float(), images(5).float(), labels("cross_entropy", 5)
     expected = estimate_factors(model, [(x, y)], progress=False)
     before = Snapshot(model)
     with context():

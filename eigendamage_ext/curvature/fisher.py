@@ -53,9 +53,8 @@ class Fisher:
             if self.kind == "exact":
                 v = hessian_root(self.loss, z, index)
             elif self.kind == "mc":
-                v = gradient(self.loss, z, draw(self.loss, z, self.seed, first, index)) / math.sqrt(
-                    self.samples
-                )
+                drawn = draw(self.loss, z, self.seed, first, index)
+                v = gradient(self.loss, z, drawn) / math.sqrt(self.samples)
             else:
                 v = gradient(self.loss, z, labels(self.loss, logits, targets))
             yield v.to(logits.dtype).reshape(logits.shape)
