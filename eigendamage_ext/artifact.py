@@ -140,8 +140,8 @@ def _checked(name: str, layer: nn.Module | None, shape: Any) -> tuple[str, int, 
         rank, least = shape.get(side), 1 if rotated else width
         if not isinstance(rank, int) or isinstance(rank, bool) or not least <= rank <= width:
             raise ArtifactError(
-                f"load: {side} of layer {name!r} must lie in {least}…{width} for {form!r}, got {reprlib.repr(rank)}; "
-                "build `into` like the model that was pruned"
+                f"load: {side} of layer {name!r} must lie in {least}…{width} for {form!r}, got "
+                f"{reprlib.repr(rank)}; build `into` like the model that was pruned"
             )
         ranks.append(rank)
     return form, ranks[0], ranks[1]

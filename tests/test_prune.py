@@ -116,6 +116,12 @@ def test_without_factors_a_loader_is_needed(net):
         ed.prune(net, None, target={"flops": 0.5})
 
 
+def test_a_model_that_is_one_layer_is_refused_with_the_remedy():
+    batches = [(torch.randn(4, 6), torch.randint(3, (4,)))]
+    with pytest.raises(ValueError, match=r"it is the whole model; wrap it in nn\.Sequential"):
+        prune(nn.Linear(6, 3), batches)
+
+
 def test_layers_chosen_for_the_factors_limit_what_is_cut(net):
     result = prune(net, target={"flops": 0.9}, layers="blocks.*")
     assert list(result.plan) == ["blocks.0", "blocks.1"]
