@@ -103,17 +103,29 @@ def test_the_caller_keeps_its_random_state(data: ReportData) -> None:
 
 
 def test_the_table_shows_the_measurements(data: ReportData) -> None:
+    times = [12.34, 8.76, 5.43]
+    timed = [dataclasses.replace(m, milliseconds=t) for m, t in zip(data.measurements, times, strict=True)]
     stream = io.StringIO()
-    print_table(data, Console(file=stream, width=110))
-    text = stream.getvalue()
-    for m in data.measurements:
-        row = next(line for line in text.splitlines() if f"{m.flops / 1e6:.2f}" in line)
-        assert (
-            f"{100 * m.accuracy:.1f}" in row
-            and f"{m.params / 1e6:.3f}" in row
-            and f"{m.milliseconds:.1f}" in row
-        )
-    assert "At 40 % of the FLOPs" in text.replace("\N{NO-BREAK SPACE}", " ")
+    print_table(dataclasses.replace(data, measurements=timed), Console(file=stream, width=110))
+    text = stream.getvalue().replace("\N{NO-BREAK SPACE}", " ")
+    rows = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("│")[1:-1]]
+        if len(cells) == 7:
+            rows[cells[0]] = cells[1:]
+    for m, label, time, speed in zip(
+        timed, rows, ("12.3", "8.8", "5.4"), ("1.00×", "1.41×", "2.27×"), strict=True
+    ):
+        assert label == ("dense" if m.budget == 1 else f"{100 * m.budget:g} %")
+        assert rows[label] == [
+            "" if m.budget == 1 else f"{100 * m.accuracy_cut:.1f}",
+            f"{100 * m.accuracy:.1f}",
+            f"{m.params / 1e6:.3f}",
+            f"{m.flops / 1e6:.2f}",
+            time,
+            speed,
+        ]
+    assert "At 40 % of the FLOPs" in text and "runs 2.27 times as fast" in " ".join(text.split())
 
 
 def test_lines_of_progress_name_stages_and_the_time_left(
