@@ -1,7 +1,7 @@
-"""What users would write without this package: the same matrices in plain PyTorch, each as fast as we know how.
+"""What one would write without this package: the same matrices in plain PyTorch, as fast as we know how.
 
-Every function takes ``x (N, C, H, W)`` and integers, and returns the mean: over N·T·K for the channel factor ``(C, C)``,
-over N·T for the patch factor ``(D, D)``, D = C·K, in the order (channel, row, column).
+Every function takes ``x (N, C, H, W)`` and integers and returns the mean: over N·T·K for the channel factor
+``(C, C)``, over N·T for the patch factor ``(D, D)``, D = C·K, in the order (channel, row, column).
 """
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def channel_im2col(x: Tensor, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
-    """The original implementation's way: all patches as rows, channels last, then ``aᵀa``."""
+    """The original implementation's way: all patches as rows of channels, then ``aᵀa``."""
     patches = _windows(F.pad(x, [padding] * 4), kernel, stride, dilation)
     rows = patches.permute(0, 2, 3, 4, 5, 1).reshape(-1, x.shape[1])
     return rows.t() @ (rows / len(rows))
 
 
 def channel_weighted(x: Tensor, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
-    """A Gram of pixels weighted by how many windows cover them, as the weight gradient of a 1×1 convolution."""
+    """Pixels weighted by how many windows cover them, as the weight gradient of a 1×1 convolution."""
     channels = x.shape[1]
     ones = x.new_ones(1, 1, *_positions(x, kernel, stride, padding, dilation))
     window = x.new_ones(1, 1, kernel, kernel)

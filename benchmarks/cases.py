@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a covariance: ``op(x, kernel, stride=…, padding=…, dilation=…, groups=…)`` on ``x (N, C, H, W)``."""
+    """A call ``op(x, kernel, stride=…, padding=…, dilation=…, groups=…)`` on ``x (N, C, H, W)``."""
 
     op: str
     shape: tuple[int, int, int, int]
@@ -18,15 +18,11 @@ class Case:
     channels_last: bool = False
 
     def __str__(self) -> str:
-        """Like "channel 64×64×32² 3×3 stride 2"."""
-        n, c, h, w = self.shape
-        words = [f"{self.op.removesuffix('_covariance')} {n}×{c}×{f'{h}²' if h == w else f'{h}×{w}'}"]
-        words += [f"{self.kernel}×{self.kernel}"]
-        words += [
-            f"{name} {getattr(self, name)}"
-            for name in ("stride", "dilation", "groups")
-            if getattr(self, name) > 1
-        ]
+        """Like "channel 64x64x32x32 3x3 stride 2"."""
+        shape = "x".join(str(size) for size in self.shape)
+        words = [self.op.removesuffix("_covariance"), shape, f"{self.kernel}x{self.kernel}"]
+        settings = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        words += [f"{name} {value}" for name, value in settings.items() if value > 1]
         return " ".join(words + ["channels_last"] * self.channels_last)
 
     @property
