@@ -263,6 +263,7 @@ def test_batches_of_images_of_different_sizes_are_weighted_by_their_positions():
     patches = torch.cat([F.unfold(x, 3).movedim(1, 2).reshape(-1, 27) for x in (small, large)])
     patches = torch.cat([patches, torch.ones_like(patches[:, :1])], dim=1)
     assert_close(factors["0"].A, patches.mT @ patches / (2 * 9 + 3 * 24))
+    assert factors.settings.example_shape == (3, 5, 5)
     parts = [estimate_factors(net, [x], fisher="exact")["0"].G for x in (small, large)]
     assert_close(factors["0"].G, (2 * parts[0] + 3 * parts[1]) / 5)
 

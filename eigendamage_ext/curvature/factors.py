@@ -45,7 +45,7 @@ class FactorSettings:
     Attributes:
         loss, fisher, samples, kind, weight_sharing, seed: As given to `estimate_factors`.
         count: Number of examples seen.
-        example_shape: Shape of one input example, without the batch dimension.
+        example_shape: Shape of the first input example, without the batch dimension.
         example_dtype: Its dtype, such as "float32".
     """
 
@@ -217,8 +217,9 @@ def estimate_factors(
         with collector.attached(), closing(stream):
             for batch in stream:
                 collector.collect(model, batch, chosen)
+                if count == 0:
+                    example_shape, example_dtype = batch.inputs.shape[1:], str(batch.inputs.dtype)
                 count += len(batch)
-                example_shape, example_dtype = batch.inputs.shape[1:], str(batch.inputs.dtype)
         sums = collector.factors(count)
     skipped = {
         name: reason
