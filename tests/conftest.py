@@ -5,6 +5,8 @@ import torch
 
 from eigendamage_ext import ops
 
+torch.set_num_threads(1)  # faster on small tensors, and torch's own sums round alike on every machine
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not (torch.cuda.is_available() and ops.build_info()["cuda"]):
