@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <functional>
 #include <vector>
 
@@ -12,7 +11,13 @@
 namespace eigendamage::cpu {
 namespace {
 
-constexpr std::int64_t kUnits = 64;  // of work to share out, so that all threads end together
+// Float sums are accurate because none of them is long: positions are summed in registers, register sums in a tile, tiles
+// in the sums of a slot. A narrow tile is cheap to add to, and too small for its errors to average out.
+constexpr std::int64_t kListed = 64, kListedNarrow = 16;
+constexpr std::int64_t kListsInTile = 64;
+// Enough work to share for all threads to end together.
+constexpr std::int64_t kSlices = 16, kStrips = 32;
+constexpr std::int64_t kSlicePositions = 2048;  // at least
 
 std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
 
@@ -39,11 +44,12 @@ class Summation {
 
   Range needed_groups(const PanelPair& pair) const;
   std::vector<Strip> strips(std::int64_t rows) const;
-  void pack(const Box& box);
-  void sum_slots(const Box& box, const Strip& strip, const LagGroup& group, std::int64_t slice, std::int64_t slices,
-                 std::int64_t tile_size, T* sums, bool first) const;
-  void set_aside();
-  void add_to_output();
+  std::vector<Box> boxes(std::int64_t bytes, std::int64_t least_count) const;
+  Buffer<T> packed_buffer(const std::vector<Box>& boxes) const;
+  void sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t tile_size, T* sums,
+                 bool first) const;
+  void sum_slices();
+  void sum_boxes();
 
   const LagGroup& group(std::int64_t i) const { return p_.plan.groups[static_cast<std::size_t>(i)]; }
   std::int64_t slots() const { return count(p_.plan.slots); }
@@ -52,8 +58,6 @@ class Summation {
   const GramProblem<T> p_;
   const OutputWriter<T> writer_;
   std::vector<PanelPair> pairs_;
-  std::vector<Box> boxes_;
-  Buffer<T> packed_;
 };
 
 template <class T>
@@ -86,75 +90,90 @@ std::vector<typename Summation<T>::Strip> Summation<T>::strips(std::int64_t rows
   return list;
 }
 
+/// Boxes of at most that many packed bytes, and at least that many of them where they would not become tiny.
 template <class T>
-void Summation<T>::pack(const Box& box) {
-  for_each(p_.parallel_for, p_.packer.tasks(box), [&](std::int64_t task) { p_.packer.pack(box, task, packed_.get()); });
+std::vector<Box> Summation<T>::boxes(std::int64_t most_bytes, std::int64_t least_count) const {
+  const std::int64_t positions = p_.images * p_.plan.height * p_.plan.width;
+  const std::int64_t fitting = most_bytes / bytes(p_.tiling.channels_per_position());
+  const std::int64_t shared = std::max(kSlicePositions, positions / least_count);
+  return split_boxes(p_.plan, p_.images, std::max<std::int64_t>(1, std::min(fitting, shared)));
 }
 
-/// Sums the slots of a group over one slice of the positions in the box; a slot's tile of sums is `tile_size` after the
-/// one before. `first` overwrites them.
 template <class T>
-void Summation<T>::sum_slots(const Box& box, const Strip& strip, const LagGroup& group, std::int64_t slice,
-                             std::int64_t slices, std::int64_t tile_size, T* sums, bool first) const {
+Buffer<T> Summation<T>::packed_buffer(const std::vector<Box>& boxes) const {
+  std::int64_t positions = 0;
+  for (const Box& box : boxes) positions = std::max(positions, box.positions());
+  return make_buffer<T>(positions * p_.tiling.channels_per_position());
+}
+
+/// Sums all slots that the strip needs over a box; a slot's sums are `tile_size` after the one before. `first` overwrites.
+template <class T>
+void Summation<T>::sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t tile_size, T* sums,
+                             bool first) const {
   const Tiling& tiling = p_.tiling;
   const PanelPair& pair = strip.pair;
-  const std::int64_t lag = (group.down * box.packed_columns.size() + group.right) * box.images.size();
   const std::int64_t panel_size = box.positions() * tiling.width;
-  const T* bundle = packed_.get() + pair.bundle * tiling.panels * panel_size;
-  const T *a = bundle + pair.i * panel_size, *b = bundle + pair.j * panel_size + lag * tiling.width;
+  const T* bundle = packed + pair.bundle * tiling.panels * panel_size;
   const std::int64_t columns = tiling.panel_channels(pair.bundle, pair.j);
-  const bool upper = pair.i == pair.j && group.down == 0 && group.right == 0;
+  const std::int64_t listed = columns > p_.simd.lanes ? kListed : kListedNarrow;
   alignas(64) T tile[kMaxWidth * kMaxWidth];
-  for (std::int64_t s = group.slots.begin; s < group.slots.end; ++s, sums += tile_size) {
-    const Slot& slot = p_.plan.slots[static_cast<std::size_t>(s)];
-    const std::int64_t lists = (slot_positions(p_.plan, slot, box) + kRegisterPositions - 1) / kRegisterPositions;
-    std::memset(tile, 0, sizeof(T) * static_cast<std::size_t>(tile_size));
-    for_each_run_list(p_.plan, slot, box, lists * slice / slices * kRegisterPositions,
-                      lists * (slice + 1) / slices * kRegisterPositions, [&](const Run* runs, std::int64_t run_count) {
-                        p_.simd.gram(a, b, tiling.width, runs, run_count, strip.rows, columns, upper, tile);
-                      });
-    for (std::int64_t i = 0; i < tile_size; ++i) sums[i] = first ? tile[i] : sums[i] + tile[i];
+  const Range groups = needed_groups(pair);
+  for (std::int64_t g = groups.begin; g < groups.end; ++g) {
+    const auto [down, right, slots] = group(g);
+    const bool upper = pair.i == pair.j && down == 0 && right == 0;
+    const std::int64_t lag = (down * box.packed_columns.size() + right) * box.images.size();
+    const T *a = bundle + pair.i * panel_size, *b = bundle + pair.j * panel_size + lag * tiling.width;
+    for (std::int64_t s = slots.begin; s < slots.end; ++s) {
+      T* total = sums + s * tile_size;
+      if (first) std::fill(total, total + tile_size, T(0));
+      std::fill(tile, tile + tile_size, T(0));
+      std::int64_t in_tile = 0;
+      const auto empty_tile = [&] {
+        for (std::int64_t i = 0; i < tile_size; ++i) {
+          total[i] += tile[i];
+          tile[i] = T(0);
+        }
+        in_tile = 0;
+      };
+      for_each_run_list(p_.plan, p_.plan.slots[static_cast<std::size_t>(s)], box, listed,
+                        [&](const Run* runs, std::int64_t run_count) {
+                          p_.simd.gram(a, b, tiling.width, runs, run_count, strip.rows, columns, upper, tile);
+                          if (++in_tile == kListsInTile) empty_tile();
+                        });
+      if (in_tile > 0) empty_tile();
+    }
   }
 }
 
-/// Few sums: every box adds to tiles that are written once, at the end. Slices of a box make work for all threads.
+/// Few sums: each slice of the boxes has its own, added up and written at the end.
 template <class T>
-void Summation<T>::set_aside() {
-  const std::int64_t width = p_.tiling.width, tile_size = width * width;
+void Summation<T>::sum_slices() {
+  const std::int64_t width = p_.tiling.width, tile_size = width * width, strip_size = slots() * tile_size;
   const std::vector<Strip> strips = this->strips(width);
-  struct Unit {
-    std::int64_t strip, group;
-  };
-  std::vector<Unit> units;
-  for (std::int64_t s = 0; s < count(strips); ++s) {
-    const Range groups = needed_groups(strips[static_cast<std::size_t>(s)].pair);
-    for (std::int64_t g = groups.begin; g < groups.end; ++g) units.push_back({s, g});
-  }
-  const std::int64_t strip_size = slots() * tile_size, all = count(strips) * strip_size;
-  const std::int64_t most_slices = std::min(boxes_.front().positions() / (2 * kRegisterPositions),
-                                            p_.limits.kept / bytes(std::max<std::int64_t>(1, all)));
-  const std::int64_t slices = std::clamp<std::int64_t>(kUnits / std::max<std::int64_t>(1, count(units)), 1,
-                                                       std::max<std::int64_t>(1, most_slices));
-  const Buffer<T> sums = make_buffer<T>(slices * all);
-
-  for (const Box& box : boxes_) {
-    pack(box);
-    for_each(p_.parallel_for, count(units) * slices, [&](std::int64_t i) {
-      const Unit& unit = units[static_cast<std::size_t>(i / slices)];
-      T* tiles = sums.get() + i % slices * all + unit.strip * strip_size + group(unit.group).slots.begin * tile_size;
-      sum_slots(box, strips[static_cast<std::size_t>(unit.strip)], group(unit.group), i % slices, slices, tile_size,
-                tiles, &box == &boxes_.front());
-    });
-  }
-  for_each(p_.parallel_for, count(strips), [&](std::int64_t i) {
-    const Strip& strip = strips[static_cast<std::size_t>(i)];
-    T* total = sums.get() + i * strip_size;
+  const std::vector<Box> boxes = this->boxes(p_.limits.kept_box, kSlices);
+  const std::int64_t slices = std::min(kSlices, count(boxes)), slice_size = count(strips) * strip_size;
+  const Buffer<T> sums = make_buffer<T>(slices * slice_size);
+  for_each(p_.parallel_for, slices, [&](std::int64_t slice) {
+    const Buffer<T> packed = packed_buffer(boxes);
+    const std::int64_t begin = count(boxes) * slice / slices, end = count(boxes) * (slice + 1) / slices;
+    for (std::int64_t b = begin; b < end; ++b) {
+      const Box& box = boxes[static_cast<std::size_t>(b)];
+      for (std::int64_t task = 0; task < p_.packer.tasks(box); ++task) p_.packer.pack(box, task, packed.get());
+      for (std::int64_t s = 0; s < count(strips); ++s) {
+        sum_strip(box, packed.get(), strips[static_cast<std::size_t>(s)], tile_size,
+                  sums.get() + slice * slice_size + s * strip_size, b == begin);
+      }
+    }
+  });
+  for_each(p_.parallel_for, count(strips), [&](std::int64_t s) {
+    const Strip& strip = strips[static_cast<std::size_t>(s)];
     const Range groups = needed_groups(strip.pair);
+    const std::int64_t begin = group(groups.begin).slots.begin * tile_size;
+    const std::int64_t end = group(groups.end - 1).slots.end * tile_size;
+    T* total = sums.get() + s * strip_size;
     for (std::int64_t slice = 1; slice < slices; ++slice) {
-      const T* part = total + slice * all;
-      for (std::int64_t e = group(groups.begin).slots.begin * tile_size;
-           e < group(groups.end - 1).slots.end * tile_size; ++e)
-        total[e] += part[e];
+      const T* part = total + slice * slice_size;
+      for (std::int64_t i = begin; i < end; ++i) total[i] += part[i];
     }
     writer_.add(strip.pair, strip.rows, total, tile_size, true);
   });
@@ -162,42 +181,34 @@ void Summation<T>::set_aside() {
 
 /// Many sums: a thread makes those of a strip for one box and adds them to the output.
 template <class T>
-void Summation<T>::add_to_output() {
-  const std::int64_t width = p_.tiling.width;
-  const std::int64_t fitting = p_.limits.added / bytes(slots() * width) / p_.simd.tile_rows * p_.simd.tile_rows;
-  const std::int64_t rows = std::clamp(fitting, p_.simd.tile_rows, width), tile_size = rows * width;
+void Summation<T>::sum_boxes() {
+  const std::int64_t width = p_.tiling.width, step = p_.simd.tile_rows;
+  const std::int64_t fitting = p_.limits.added / bytes(slots() * width), shared = width * count(pairs_) / kStrips;
+  const std::int64_t rows = std::clamp(std::min(fitting, shared) / step * step, step, width), tile_size = rows * width;
   const std::vector<Strip> strips = this->strips(rows);
-  for (const Box& box : boxes_) {
-    pack(box);
-    for_each(p_.parallel_for, count(strips), [&](std::int64_t i) {
-      const Strip& strip = strips[static_cast<std::size_t>(i)];
+  const std::vector<Box> boxes = this->boxes(p_.limits.added_box, 1);
+  const Buffer<T> packed = packed_buffer(boxes);
+  for (const Box& box : boxes) {
+    for_each(p_.parallel_for, p_.packer.tasks(box),
+             [&](std::int64_t task) { p_.packer.pack(box, task, packed.get()); });
+    for_each(p_.parallel_for, count(strips), [&](std::int64_t s) {
+      const Strip& strip = strips[static_cast<std::size_t>(s)];
       const Buffer<T> sums = make_buffer<T>(slots() * tile_size);
-      const Range groups = needed_groups(strip.pair);
-      for (std::int64_t g = groups.begin; g < groups.end; ++g) {
-        sum_slots(box, strip, group(g), 0, 1, tile_size, sums.get() + group(g).slots.begin * tile_size, true);
-      }
-      writer_.add(strip.pair, strip.rows, sums.get(), tile_size, &box == &boxes_.front());
+      sum_strip(box, packed.get(), strip, tile_size, sums.get(), true);
+      writer_.add(strip.pair, strip.rows, sums.get(), tile_size, &box == &boxes.front());
     });
   }
 }
 
 template <class T>
 void Summation<T>::run() {
-  const Tiling& tiling = p_.tiling;
-  const bool few = bytes(count(pairs_) * slots() * tiling.width * tiling.width) <= p_.limits.kept;
-  const std::int64_t box_bytes = few ? p_.limits.kept_box : p_.limits.added_box;
-  boxes_ =
-      split_boxes(p_.plan, p_.images, std::max<std::int64_t>(1, box_bytes / bytes(tiling.channels_per_position())));
-  std::int64_t positions = 0;
-  for (const Box& box : boxes_) positions = std::max(positions, box.positions());
-  packed_ = make_buffer<T>(positions * tiling.channels_per_position());
-
-  if (few) {
-    set_aside();
+  const std::int64_t sums = count(pairs_) * slots() * p_.tiling.width * p_.tiling.width;
+  if (bytes(sums) <= p_.limits.kept) {
+    sum_slices();
   } else {
-    add_to_output();
+    sum_boxes();
   }
-  if (tiling.constant) writer_.write_corner(static_cast<double>(p_.images * p_.plan.outputs));
+  if (p_.tiling.constant) writer_.write_corner(static_cast<double>(p_.images * p_.plan.outputs));
   for_each(p_.parallel_for, count(pairs_),
            [&](std::int64_t i) { writer_.mirror(pairs_[static_cast<std::size_t>(i)]); });
 }

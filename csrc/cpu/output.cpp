@@ -5,15 +5,16 @@
 
 namespace eigendamage::cpu {
 
+/// In double: a float alpha would add its own rounding to every entry.
 template <class T>
 void OutputWriter<T>::update(T* entries, const T* sums, std::int64_t count, bool first) const {
-  const T alpha = static_cast<T>(update_.alpha), beta = static_cast<T>(update_.beta);
-  if (!first) {
-    for (std::int64_t i = 0; i < count; ++i) entries[i] += alpha * sums[i];
-  } else if (beta == 0) {
-    for (std::int64_t i = 0; i < count; ++i) entries[i] = alpha * sums[i];
+  const double alpha = update_.alpha, beta = first ? update_.beta : 1;
+  if (beta == 0) {
+    for (std::int64_t i = 0; i < count; ++i) entries[i] = static_cast<T>(alpha * static_cast<double>(sums[i]));
   } else {
-    for (std::int64_t i = 0; i < count; ++i) entries[i] = beta * entries[i] + alpha * sums[i];
+    for (std::int64_t i = 0; i < count; ++i) {
+      entries[i] = static_cast<T>(beta * static_cast<double>(entries[i]) + alpha * static_cast<double>(sums[i]));
+    }
   }
 }
 

@@ -9,8 +9,8 @@
 
 namespace eigendamage::cpu {
 
-/// Positions summed in registers before they are added to a tile: the accuracy of float sums rests on it.
-constexpr std::int64_t kRegisterPositions = 256;
+/// The most positions that may be summed in registers at a time.
+constexpr std::int64_t kMaxListed = 64;
 
 /// The lines first + step·u of [first, first + step·count) that lie in `range`.
 inline void clip(std::int64_t& first, std::int64_t& count, std::int64_t step, const Range& range) {
@@ -22,25 +22,19 @@ inline void clip(std::int64_t& first, std::int64_t& count, std::int64_t step, co
   first += step * skip;
 }
 
-/// Lists the positions of a slot inside a box, in panel order, as lists of runs of at most kRegisterPositions positions.
-/// emit(runs, run_count) is called for positions [from, to) of them.
+/// Lists the positions of a slot inside a box, in panel order, as lists of runs of `listed` ≤ kMaxListed positions, the
+/// last one of fewer: emit(runs, run_count).
 template <class Emit>
-void for_each_run_list(const Plan& plan, const Slot& slot, const Box& box, std::int64_t from, std::int64_t to,
-                       const Emit& emit) {
-  Run runs[kRegisterPositions];
-  std::int64_t used = 0, held = 0, at = 0;
+void for_each_run_list(const Plan& plan, const Slot& slot, const Box& box, std::int64_t listed, const Emit& emit) {
+  Run runs[kMaxListed];
+  std::int64_t used = 0, held = 0;
   const auto add = [&](Run run) {
-    const std::int64_t skip = std::clamp<std::int64_t>(from - at, 0, run.count);
-    std::int64_t left = std::clamp<std::int64_t>(to - at, skip, run.count) - skip;
-    at += run.count;
-    run.first += skip * run.step;
-    while (left > 0) {
-      run.count = std::min(left, kRegisterPositions - held);
+    for (std::int64_t left = run.count; left > 0; left -= run.count) {
+      run.count = std::min(left, listed - held);
       runs[used++] = run;
       run.first += run.count * run.step;
-      left -= run.count;
       held += run.count;
-      if (held == kRegisterPositions) {
+      if (held == listed) {
         emit(runs, used);
         used = held = 0;
       }
@@ -66,18 +60,6 @@ void for_each_run_list(const Plan& plan, const Slot& slot, const Box& box, std::
     }
   }
   if (used > 0) emit(runs, used);
-}
-
-/// Positions of a slot inside a box.
-inline std::int64_t slot_positions(const Plan& plan, const Slot& slot, const Box& box) {
-  std::int64_t positions = 0;
-  for (std::int64_t i = slot.rectangles.begin; i < slot.rectangles.end; ++i) {
-    Rectangle r = plan.rectangles[static_cast<std::size_t>(i)];
-    clip(r.row, r.rows, r.row_step, box.rows);
-    clip(r.column, r.columns, r.column_step, box.columns);
-    positions += r.rows * r.columns * box.images.size();
-  }
-  return positions;
 }
 
 }  // namespace eigendamage::cpu

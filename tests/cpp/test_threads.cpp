@@ -35,7 +35,7 @@ TEST(results_do_not_depend_on_the_number_of_threads) {
     for (const std::int64_t channels : {6, 36}) {
       for (const std::int64_t groups : {1, 2}) {
         Random random(2);
-        Images x({7, channels, 12, 11}, ScalarType::kFloat32, testing::Layout::kPlanes);
+        Images x({17, channels, 12, 11}, ScalarType::kFloat32, testing::Layout::kPlanes);
         x.fill_normal(random, 0.5);
         const std::int64_t each = channels / groups;
         check_threads(x.view(), groups, each + 1, [&](const FactorView& out, const Execution& run) {
