@@ -12,9 +12,9 @@ template <class F>
 void dispatch(const ImageView& x, const F& f) {
   const InstructionSet& set = instruction_set();
   if (x.type == ScalarType::kFloat64) {
-    f(set.twice);
+    f(set.double_precision);
   } else {
-    f(set.single);
+    f(set.single_precision);
   }
 }
 
@@ -37,17 +37,19 @@ void sum_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeom
 }
 
 /// Whether sharing the Grams of lags takes less time than writing out the patches. Counted in multiply-adds: packing a
-/// number costs about as much as kPack of them, adding up a number of the output as kAdd.
+/// number costs about as much as kPack of them, adding up a number of the output as kAdd. A plan of more than kMostTerms
+/// would take too much memory.
 template <class T>
 bool lags_pay(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry, const Tiling& channels,
               const Tiling& patch) {
-  constexpr double kPack = 16, kAdd = 4, kBoxPositions = 4096;
+  constexpr double kPack = 16, kAdd = 4, kBoxPositions = 4096, kMostTerms = 1 << 20;
   const auto side = [&](const Tiling& tiling) {  // of the Gram of a bundle, in whole vectors
     const std::int64_t used = tiling.bundle_groups * tiling.channels + tiling.constant;
     return static_cast<double>((used + simd.lanes - 1) / simd.lanes * simd.lanes);
   };
   const auto numbers = [](const Tiling& tiling) { return static_cast<double>(tiling.channels_per_position()); };
   const LagWork lag = lag_work(geometry, x.height, x.width);
+  if (lag.terms > kMostTerms) return false;
   const auto pixels = static_cast<double>(x.height * x.width);
   const auto outputs = static_cast<double>(geometry.vertical.output * geometry.horizontal.output);
   const double boxes_per_image = pixels / kBoxPositions;

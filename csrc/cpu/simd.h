@@ -48,12 +48,12 @@ struct PanelKernels {
 
 struct InstructionSet {
   const char* name;
-  PanelKernels<float> single;
-  PanelKernels<double> twice;
+  PanelKernels<float> single_precision;
+  PanelKernels<double> double_precision;
 };
 
 extern const InstructionSet kGeneric;
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && __GNUC__ >= 12 && !defined(__clang__)
 #define EIGENDAMAGE_X86_LEVELS 1
 extern const InstructionSet kX86V2, kX86V3, kX86V4;
 #endif

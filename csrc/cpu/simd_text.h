@@ -94,6 +94,18 @@ void combine(const T* row, const Term* terms, std::int64_t term_count, std::int6
   }
 }
 
+// mixed[i] = first[at[i]], counting on into second.
+template <class T>
+Vector<T> shuffle(Vector<T> first, Vector<T> second, typename VectorOf<T>::index at) {
+#ifdef __clang__
+  Vector<T> mixed = first;
+  for (int i = 0; i < kLanes<T>; ++i) mixed[i] = at[i] < kLanes<T> ? first[at[i]] : second[at[i] - kLanes<T>];
+  return mixed;
+#else
+  return __builtin_shuffle(first, second, at);
+#endif
+}
+
 // Interleaving the upper with the lower half of the rows log2(lanes) times transposes them.
 template <class T>
 void transpose(Vector<T> (&rows)[kLanes<T>]) {
@@ -108,8 +120,8 @@ void transpose(Vector<T> (&rows)[kLanes<T>]) {
     Vector<T> mixed[lanes];
 #pragma GCC unroll 8
     for (int i = 0; i < lanes / 2; ++i) {
-      mixed[2 * i] = __builtin_shuffle(rows[i], rows[i + lanes / 2], low);
-      mixed[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + lanes / 2], high);
+      mixed[2 * i] = shuffle<T>(rows[i], rows[i + lanes / 2], low);
+      mixed[2 * i + 1] = shuffle<T>(rows[i], rows[i + lanes / 2], high);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i) rows[i] = mixed[i];
@@ -179,7 +191,7 @@ void copy(const T* in, std::int64_t count, T* out) {
   for (; i < count; ++i) out[i] = in[i];
 }
 
-// read(in, i, n, out): n scalars from in[i] on, as T.
+// read(in, n, out): n scalars as T.
 template <class T, class In, class Read>
 void copy_pixels_of(const In* in, std::int64_t step, std::int64_t count, std::int64_t channels, std::int64_t width,
                     std::int64_t stride, T* out, Read read) {

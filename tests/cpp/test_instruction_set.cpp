@@ -33,7 +33,7 @@ TEST(the_best_set_comes_first_and_generic_last) {
   const auto sets = cpu::supported_instruction_sets();
   CHECK(sets.back() == &cpu::kGeneric, sets.back()->name);
   for (std::size_t i = 1; i < sets.size(); ++i)
-    CHECK(sets[i - 1]->single.lanes >= sets[i]->single.lanes, sets[i]->name);
+    CHECK(sets[i - 1]->single_precision.lanes >= sets[i]->single_precision.lanes, sets[i]->name);
 }
 
 int main() { return check::run_tests(); }

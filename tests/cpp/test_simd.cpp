@@ -18,8 +18,8 @@ namespace {
 template <class Body>
 void for_every_set(const Body& body) {
   for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
-    body(set->single, std::string(set->name) + " float");
-    body(set->twice, std::string(set->name) + " double");
+    body(set->single_precision, std::string(set->name) + " float");
+    body(set->double_precision, std::string(set->name) + " double");
   }
 }
 
@@ -127,7 +127,7 @@ TEST(halves_are_widened_exactly_all_of_them) {
       for (const std::int64_t step : {1, 3}) {
         const std::int64_t count = 0xffff / step;
         std::vector<float> line(static_cast<std::size_t>(count));
-        set->single.widen(halves.data(), type, step, count, line.data());
+        set->single_precision.widen(halves.data(), type, step, count, line.data());
         for (std::size_t i = 0; i < line.size(); ++i) {
           const double expected = widened(&halves[i * static_cast<std::size_t>(step)], type);
           CHECK(same(static_cast<double>(line[i]), expected), set->name + std::string(" ") + std::to_string(expected));
@@ -157,9 +157,9 @@ TEST(copy_pixels_widens_and_fills_with_zeros) {
         }
       };
       if (type == ScalarType::kFloat64) {
-        check_type(set->twice);
+        check_type(set->double_precision);
       } else {
-        check_type(set->single);
+        check_type(set->single_precision);
       }
     }
   }
