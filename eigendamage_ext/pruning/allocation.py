@@ -119,6 +119,29 @@ class Layer:
     cost: Callable[[int, int], int]
 
 
+def allowed(target: Target, total: int, fixed: int, *, least: int) -> int:
+    """What the layers that may be cut may cost together.
+
+    Args:
+        target: Which measure, and how much of it.
+        total: What the whole network costs uncut in this measure.
+        fixed: What the part of it costs that stays as it is.
+        least: What the layers cost at their smallest ranks.
+
+    Raises:
+        ValueError: That is too much; the message names the nearest reachable value.
+    """
+    allowance = math.floor(target.kept * total) - fixed
+    if least <= allowance:
+        return allowance
+    kept = math.ceil(Fraction(fixed + least, total) * 10_000) if total else 10_000
+    nearest = Target(target.measure, (10_000 - kept if target.measure == "ratio" else kept) / 10_000)
+    raise ValueError(
+        f"plan: target must be reachable, got {target}; the nearest reachable value is {nearest}, with every "
+        "layer that may be cut at its smallest rank; raise max_ratio, lower round_to or ignore fewer layers"
+    )
+
+
 def solve(layers: Sequence[Layer], target: Target, total: int) -> list[tuple[int, int]]:
     """Ranks under one global threshold whose total cost meets the target from below.
 
@@ -138,8 +161,7 @@ def solve(layers: Sequence[Layer], target: Target, total: int) -> list[tuple[int
         ValueError: Even the smallest allowed ranks cost too much; the message names the nearest value.
     """
     fixed = total - sum(layer.cost(layer.inputs.ranks[-1], layer.outputs.ranks[-1]) for layer in layers)
-    allowance = math.floor(target.kept * total) - fixed
-    _check_reachable(layers, target, total, fixed, allowance)
+    allowance = allowed(target, total, fixed, least=sum(_cost(layer, 0, 0) for layer in layers))
 
     scores = {score for layer in layers for side in (layer.inputs, layer.outputs) for score in side.scores}
     thresholds = [-math.inf, *sorted(scores)]
@@ -190,15 +212,3 @@ def _bring_back(layers: Sequence[Layer], chosen: list[list[int]], allowance: int
         # Both sides again: the other one may have failed before and fit in the form this step leads to.
         for step in steps(l):
             heapq.heappush(heap, step)
-
-
-def _check_reachable(layers: Sequence[Layer], target: Target, total: int, fixed: int, allowance: int) -> None:
-    least = sum(_cost(layer, 0, 0) for layer in layers)
-    if least <= allowance:
-        return
-    kept = math.ceil(Fraction(fixed + least, total) * 10_000) if total else 10_000
-    nearest = Target(target.measure, (10_000 - kept if target.measure == "ratio" else kept) / 10_000)
-    raise ValueError(
-        f"plan: target must be reachable, got {target}; the nearest reachable value is {nearest}, with every "
-        "layer that may be cut at its smallest rank; raise max_ratio, lower round_to or ignore fewer layers"
-    )

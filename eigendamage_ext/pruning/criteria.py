@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eigendamage_ext.curvature.eigenbasis import LayerEigenbasis
@@ -51,6 +52,12 @@ class LayerScores:
         rows = self.importance[output_rank:].sum()
         columns = self.importance[:output_rank, input_rank:].sum()
         return 0.5 * float(rows + columns)
+
+    def predicted_losses(self) -> Tensor:
+        """`predicted_loss` at every pair of ranks from 0 on, ``(c_in/g + 1, c_out/g + 1)``."""
+        columns = F.pad(self.importance.flip(1).cumsum(1).flip(1).cumsum(0), (0, 1, 1, 0))
+        rows = F.pad(self.importance.sum(1).flip(0).cumsum(0).flip(0), (0, 1))
+        return 0.5 * (rows[:, None] + columns).mT
 
 
 def eigendamage_scores(spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis) -> LayerScores:

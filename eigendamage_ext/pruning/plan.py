@@ -3,11 +3,12 @@
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from eigendamage_ext.curvature.layers import LayerSpec
@@ -23,6 +24,7 @@ from eigendamage_ext.pruning.forms import (
     rotates_input,
     rotates_output,
 )
+from eigendamage_ext.pruning.least_loss import Options
 from eigendamage_ext.pruning.measure import Measurement, measure
 from eigendamage_ext.pruning.surgery import rebuild
 from eigendamage_ext.pruning.table import change, table
@@ -100,6 +102,32 @@ class Candidate:
         """The row of the cheapest form; among equals the one that loses least."""
         rows = [self.row(form, input_rank, output_rank) for form in available(self.spec)]
         return min(rows, key=lambda row: (getattr(row, by).after, row.predicted_loss))
+
+    def options(
+        self, input_ranks: Sequence[int], output_ranks: Sequence[int], by: str
+    ) -> tuple[Options, Callable[[int], tuple[str, int, int]]]:
+        """Every form at every pair of these ranks, each option once.
+
+        Returns:
+            Costs in "params" or "flops" and predicted losses; and what an index into them stands for: form,
+            input rank and output rank.
+        """
+        assert self.scores is not None
+        losses = self.scores.predicted_losses()
+        offers = []
+        for form in available(self.spec):
+            inputs = input_ranks if rotates_input(form) else [self.spec.in_per_group]
+            outputs = output_ranks if rotates_output(form) else [self.spec.out_per_group]
+            i, o = torch.cartesian_prod(torch.tensor(inputs), torch.tensor(outputs)).unbind(1)
+            costs = self.cost(form, i, o)  # type: ignore[arg-type]  # the formula holds for tensors
+            cost = torch.as_tensor(getattr(costs, by)).expand(len(i))
+            offers.append((torch.full_like(i, FORMS.index(form)), i, o, cost, losses[i, o]))
+        forms, ranks_in, ranks_out, cost, loss = map(torch.cat, zip(*offers, strict=True))
+
+        def option(index: int) -> tuple[str, int, int]:
+            return FORMS[int(forms[index])], int(ranks_in[index]), int(ranks_out[index])
+
+        return Options(cost, loss), option
 
     def row(self, form: str, input_rank: int, output_rank: int, note: str = "") -> LayerPlan:
         """The layer in a form; the rank of a side without a rotation is not read."""
