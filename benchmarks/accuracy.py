@@ -2,6 +2,8 @@
 
     python -m benchmarks.accuracy --data DIR [--images N] [--networks NAME ...] [--json PATH]
 
+"threshold" is the paper's rule, one threshold on the scores; "least_loss" the least predicted loss for the FLOPs.
+
 DIR holds the networks (NAME.safetensors), cifar10_train4000.npz (lossless training images) and
 cifar10_jpeg.npz (all of CIFAR-10 as JPEG). Every figure is measured on the JPEG test images; a network
 trained on lossless images starts lower there, so read each figure beside the dense network's own.
@@ -14,6 +16,7 @@ import platform
 import sys
 import time
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BN_IMAGES, BATCH = 1024, 128
 HEADER = (
     "network",
+    "allocation",
     "budget",
     "FLOPs",
     "params",
@@ -46,7 +50,7 @@ HEADER = (
     "out",
     "both",
 )
-COLUMNS = "{:<21} {:>6} {:>8} {:>8} {:>8} {:>8} {:>7} {:>6} {:>3} {:>4} {:>5}"
+COLUMNS = "{:<21} {:<10} {:>6} {:>8} {:>8} {:>8} {:>8} {:>7} {:>6} {:>3} {:>4} {:>5}"
 
 
 def load_network(folder: Path, name: str) -> ResNet:
@@ -84,20 +88,22 @@ def accuracies(model: nn.Module, test: TensorLoader, calibration: TensorLoader) 
 
 
 def measure(
-    folder: Path, name: str, budgets: list[float], test: TensorLoader, factor_images: int
+    folder: Path, name: str, plans: list[tuple[str, float]], test: TensorLoader, factor_images: int
 ) -> list[dict[str, Any]]:
-    """One record for the dense network and one per budget; prints each as it comes."""
+    """One record for the dense network and one per (allocation, budget); prints each as it comes."""
     model = load_network(folder, name)
     images, labels = training_images(folder, NETWORKS[name][1], factor_images)
     calibration = TensorLoader(images[:BN_IMAGES], batch_size=BATCH)
     factors = ed.estimate_factors(model, TensorLoader(images, labels, batch_size=BATCH))
     records = []
-    for budget in (1.0, *budgets):
-        result = ed.plan(model, factors, target={"flops": budget}).apply(model)
+    for allocation, budget in (("threshold", 1.0), *plans):
+        plan = ed.plan(model, factors, target={"flops": budget}, allocation=allocation)
+        result = plan.apply(model)
         plain, recalibrated = accuracies(result.model, test, calibration)
         records.append(
             {
                 "network": name,
+                "allocation": allocation,
                 "budget": budget,
                 "flops": result.flops_after,
                 "params": result.params_after,
@@ -105,8 +111,8 @@ def measure(
                 "params_kept": result.params_after / result.params_before,
                 "accuracy": plain,
                 "accuracy_bn": recalibrated,
-                "predicted_loss": result.plan.predicted_loss,
-                "forms": dict(Counter(row.form for row in result.plan.values())),
+                "predicted_loss": plan.predicted_loss,
+                "forms": dict(Counter(row.form for row in plan.values())),
             }
         )
         _print_row(records[-1])
@@ -117,6 +123,7 @@ def _print_row(record: dict[str, Any]) -> None:
     forms = [record["forms"].get(form, 0) for form in ("dense", "input", "output", "both")]
     row = COLUMNS.format(
         record["network"] if record["budget"] == 1 else "",
+        record["allocation"] if record["budget"] < 1 else "",
         f"{record['budget']:g}",
         f"{100 * record['flops_kept']:.2f} %",
         f"{100 * record['params_kept']:.1f} %",
@@ -138,6 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--factor-images", type=int, default=4000, metavar="N", help="training images seen (default: 4000)")
     add("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), metavar="NAME")
     add("--budgets", nargs="+", type=float, default=list(BUDGETS), metavar="F", help="shares of FLOPs kept")
+    add("--allocations", nargs="+", default=["threshold", "least_loss"], metavar="NAME")
     add("--json", type=Path, metavar="PATH", help="write the records here as well")
     options = parser.parse_args(arguments)
     if not options.data.is_dir():
@@ -151,9 +159,10 @@ def main(arguments: list[str] | None = None) -> int:
         f"factors from {options.factor_images} training images, BN re-estimated on {bn_images} of them.\n"
     )
     print(COLUMNS.format(*HEADER))
+    plans = list(product(options.allocations, options.budgets))
     records = []
     for name in options.networks:
-        records += measure(options.data, name, options.budgets, test, options.factor_images)
+        records += measure(options.data, name, plans, test, options.factor_images)
     print(
         "\nFLOPs, params: share of the whole network kept. loss +: predicted increase of the training loss.\n"
         "dense, in, out, both: layers that keep their form, or rotate inputs, outputs, both.\n"

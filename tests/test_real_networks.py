@@ -50,7 +50,7 @@ def test_accuracy_benchmark_prunes_a_real_network(tmp_path):
     pytest.importorskip("PIL")
     command = [sys.executable, "-m", "benchmarks.accuracy", "--data", DATA, "--json", tmp_path / "a.json"]
     command += ["--images", "200", "--factor-images", "256", "--budgets", "0.9"]
-    command += ["--networks", "resnet32_cifar10jpeg"]
+    command += ["--networks", "resnet32_cifar10jpeg", "--allocations", "threshold"]
     one_core = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=REPOSITORY, env=one_core, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
