@@ -2,7 +2,7 @@
 
     python -m benchmarks.accuracy --data DIR [--images N] [--networks NAME ...] [--json PATH]
 
-"threshold" is the paper's rule, one threshold on the scores; "least_loss" the least predicted loss for the FLOPs.
+Budgets are met by the paper's rule, one threshold on the scores, and by the least predicted loss.
 
 DIR holds the networks (NAME.safetensors), cifar10_train4000.npz (lossless training images) and
 cifar10_jpeg.npz (all of CIFAR-10 as JPEG). Every figure is measured on the JPEG test images; a network
