@@ -7,6 +7,7 @@
 export PYTHON
 CMAKE_GENERATOR ?= $(if $(shell command -v ninja 2>/dev/null),Ninja,Unix Makefiles)
 export CMAKE_GENERATOR
+cores = $(shell getconf _NPROCESSORS_ONLN)
 
 python = python=$$(.ci/python $@)
 built = $(python) && "$$python" setup.py -q build_ext --inplace
@@ -31,9 +32,9 @@ test:          ## run the tests; ARGS=… goes to pytest
 test-cpp:      ## test the kernels without torch, under sanitizers
 	@command -v cmake >/dev/null || { echo "make test-cpp needs cmake: install it (Debian: apt install cmake;" \
 	    "Fedora: dnf install cmake; macOS: brew install cmake)." >&2; exit 1; }
-	@for sanitize in address,undefined thread; do \
-	    folder=build/cpp-$${sanitize%,*} && cmake -S . -B $$folder -DEIGENDAMAGE_SANITIZE=$$sanitize && \
-	    cmake --build $$folder --parallel && ctest --test-dir $$folder --output-on-failure --no-tests=error || exit 1; done
+	@for sanitize in address,undefined thread; do folder=build/cpp-$${sanitize%,*}; \
+	    cmake -S . -B $$folder -DEIGENDAMAGE_SANITIZE=$$sanitize && cmake --build $$folder --parallel $(cores) && \
+	    ctest --test-dir $$folder --parallel $(cores) --no-tests=error --output-on-failure || exit 1; done
 
 bench:         ## time the kernels; ARGS=… goes to pytest
 	@$(built) && "$$python" -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only $(ARGS)
