@@ -195,6 +195,7 @@ bool Output::symmetric() const {
 
 ParallelFor threads(std::int64_t count) {
   return [count](std::int64_t items, const std::function<void(std::int64_t, std::int64_t)>& body) {
+    if (count == 1 && items > 0) return body(0, items);
     std::vector<std::thread> pool;
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t begin = items * i / count, end = items * (i + 1) / count;

@@ -70,7 +70,7 @@ class Output {
   std::vector<double> double_;
 };
 
-/// Splits every call among that many std::threads.
+/// Splits every call among that many std::threads; 1 is the caller's own.
 eigendamage::ParallelFor threads(std::int64_t count);
 
 /// A convolution axis with some kernel, stride, dilation and padding up to what `largest` allows, and at most as many

@@ -63,9 +63,13 @@ template <class T>
 void add_gram(const Patches& patches, T* sum) {
   std::vector<T> values;
   for (const double value : patches.values) values.push_back(static_cast<T>(value));
-  for (const T* row = values.data(); row != values.data() + values.size(); row += patches.columns) {
-    for (std::size_t i = 0; i < patches.columns; ++i) {
-      for (std::size_t j = 0; j < patches.columns; ++j) sum[i * patches.columns + j] += row[i] * row[j];
+  const std::size_t columns = patches.columns;
+  for (std::size_t i = 0; i < columns; ++i) {
+    for (std::size_t j = i; j < columns; ++j) {
+      T entry = 0;
+      for (std::size_t at = 0; at < values.size(); at += columns) entry += values[at + i] * values[at + j];
+      sum[i * columns + j] += entry;
+      if (i != j) sum[j * columns + i] += entry;
     }
   }
 }
