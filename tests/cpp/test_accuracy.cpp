@@ -55,6 +55,46 @@ TEST(float_sums_are_as_accurate_as_a_float_matrix_product) {
   }
 }
 
+TEST(alpha_adds_no_rounding_of_its_own) {
+  Random random(3);
+  const ParallelFor parallel_for = testing::threads(1);
+  Images x({1, 1, 1, 1}, ScalarType::kFloat32, testing::Layout::kPlanes);
+  x.set(0, 0, 0, 0, 3);
+  Output out(1, 1, ScalarType::kFloat32, 0, random);
+  for (int count = 1; count < 50; ++count) {
+    const double alpha = 1.0 / count;
+    cpu::covariance(x.view(), false, {alpha, 0}, out.view(), {&parallel_for, nullptr}, {});
+    CHECK(out.at(0, 0, 0) == static_cast<double>(static_cast<float>(9 * alpha)), std::to_string(count));
+  }
+}
+
+TEST(errors_of_short_and_of_one_sided_sums_stay_small) {
+  const ParallelFor parallel_for = testing::threads(1);
+  const Execution run{&parallel_for, nullptr};
+  for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
+    cpu::force_instruction_set(*set);
+    Random random(4);
+    Output out(1, 1, ScalarType::kFloat32, 0, random);
+    double squares = 0;
+    constexpr int kTrials = 300;
+    for (int i = 0; i < kTrials; ++i) {  // too few entries for their errors to average out in the norm
+      Images x({1, 1, 10, 20}, ScalarType::kFloat32, testing::Layout::kPlanes);
+      x.fill_normal(random, 0);
+      cpu::covariance(x.view(), false, {1, 0}, out.view(), run, {});
+      const double exact = reference::covariance(x.view(), 1, false)[0];
+      squares += std::pow(out.at(0, 0, 0) / exact - 1, 2);
+    }
+    CHECK(std::sqrt(squares / kTrials) < 6.8e-8,
+          std::string(set->name) + " " + std::to_string(std::sqrt(squares / kTrials) * 1e8) + "e-8");
+
+    Images same({1, 1, 100, 400}, ScalarType::kFloat32, testing::Layout::kPlanes);  // every rounding has the same sign
+    for (std::int64_t p = 0; p < 40000; ++p) same.set(0, 0, p / 400, p % 400, 0.3);
+    cpu::covariance(same.view(), false, {1, 0}, out.view(), run, {});
+    const double error = std::fabs(out.at(0, 0, 0) / reference::covariance(same.view(), 1, false)[0] - 1);
+    CHECK(error < 3e-7, std::string(set->name) + " " + std::to_string(error * 1e6) + "e-6");
+  }
+}
+
 TEST(double_sums_are_accurate_to_rounding) {
   const ConvGeometry geometry{{3, 2, 1, 1, 8}, {3, 1, 0, 2, 11}};
   const ParallelFor parallel_for = testing::threads(1);
