@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <iterator>
 #include <vector>
 
 #include "output.h"
@@ -176,6 +177,7 @@ void Summation<T>::sum_slices() {
       for (std::int64_t i = begin; i < end; ++i) total[i] += part[i];
     }
     writer_.add(strip.pair, strip.rows, total, tile_size, true);
+    if (strip.pair.i < strip.pair.j) writer_.mirror(strip.pair, strip.rows);
   });
 }
 
@@ -196,6 +198,7 @@ void Summation<T>::sum_boxes() {
       const Buffer<T> sums = make_buffer<T>(slots() * tile_size);
       sum_strip(box, packed.get(), strip, tile_size, sums.get(), true);
       writer_.add(strip.pair, strip.rows, sums.get(), tile_size, &box == &boxes.front());
+      if (&box == &boxes.back() && strip.pair.i < strip.pair.j) writer_.mirror(strip.pair, strip.rows);
     });
   }
 }
@@ -209,8 +212,10 @@ void Summation<T>::run() {
     sum_boxes();
   }
   if (p_.tiling.constant) writer_.write_corner(static_cast<double>(p_.images * p_.plan.outputs));
-  for_each(p_.parallel_for, count(pairs_),
-           [&](std::int64_t i) { writer_.mirror(pairs_[static_cast<std::size_t>(i)]); });
+  std::vector<PanelPair> diagonal;
+  std::copy_if(pairs_.begin(), pairs_.end(), std::back_inserter(diagonal), [](const auto& p) { return p.i == p.j; });
+  for_each(p_.parallel_for, count(diagonal),
+           [&](std::int64_t i) { writer_.mirror_diagonal(diagonal[static_cast<std::size_t>(i)]); });
 }
 
 }  // namespace

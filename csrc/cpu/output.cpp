@@ -69,36 +69,28 @@ void OutputWriter<T>::transpose(const T* from, T* to, std::int64_t rows, std::in
 }
 
 template <class T>
-void OutputWriter<T>::mirror_diagonal(std::int64_t group, const Range& channels) const {
-  const std::int64_t kernel = plan_.offsets;
-  for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-    for (std::int64_t k1 = 0; k1 < kernel; ++k1) {
-      T* to = row(group, c * kernel + k1);
-      for (std::int64_t other = channels.begin; other < channels.end; ++other) {
-        const T* from = row(group, other * kernel) + c * kernel + k1;
-        const std::int64_t offsets = other < c ? k1 + 1 : k1;
-        for (std::int64_t k2 = 0; k2 < offsets; ++k2) to[other * kernel + k2] = from[k2 * out_.row_stride];
-      }
-    }
-  }
+void OutputWriter<T>::mirror(const PanelPair& pair, const Range& rows) const {
+  const std::int64_t kernel = plan_.offsets, from = pair.i * tiling_.width + rows.begin, to = pair.j * tiling_.width;
+  const std::int64_t columns = std::clamp<std::int64_t>(tiling_.channels - to, 0, tiling_.width);
+  transpose(row(pair.bundle, from * kernel) + to * kernel, row(pair.bundle, to * kernel) + from * kernel,
+            rows.size() * kernel, columns * kernel);
 }
 
 template <class T>
-void OutputWriter<T>::mirror(const PanelPair& pair) const {
-  const std::int64_t kernel = plan_.offsets, channels = tiling_.channels;
-  const std::int64_t first = pair.bundle * tiling_.bundle_groups;
-  const Range from{pair.i * tiling_.width, std::min(channels, (pair.i + 1) * tiling_.width)};
-  const Range to{pair.j * tiling_.width, std::min(channels, (pair.j + 1) * tiling_.width)};
+void OutputWriter<T>::mirror_diagonal(const PanelPair& pair) const {
+  const std::int64_t kernel = plan_.offsets, first = pair.bundle * tiling_.bundle_groups;
+  const std::int64_t begin = pair.i * tiling_.width, end = std::min(tiling_.channels, begin + tiling_.width);
   for (std::int64_t group = first; group < std::min(tiling_.groups, first + tiling_.bundle_groups); ++group) {
-    if (pair.i < pair.j) {
-      transpose(row(group, from.begin * kernel) + to.begin * kernel,
-                row(group, to.begin * kernel) + from.begin * kernel, from.size() * kernel, to.size() * kernel);
-    } else {
-      mirror_diagonal(group, from);
-    }
-    if (tiling_.constant && pair.i == pair.j) {
-      T* last = row(group, out_.size - 1);
-      for (std::int64_t r = from.begin * kernel; r < from.end * kernel; ++r) last[r] = row(group, r)[out_.size - 1];
+    for (std::int64_t c = begin; c < end; ++c) {
+      for (std::int64_t k1 = 0; k1 < kernel; ++k1) {
+        T* to = row(group, c * kernel + k1);
+        for (std::int64_t other = begin; other < end; ++other) {
+          const T* from = row(group, other * kernel) + c * kernel + k1;
+          const std::int64_t offsets = other < c ? k1 + 1 : k1;
+          for (std::int64_t k2 = 0; k2 < offsets; ++k2) to[other * kernel + k2] = from[k2 * out_.row_stride];
+        }
+        if (tiling_.constant) row(group, out_.size - 1)[c * kernel + k1] = to[out_.size - 1];
+      }
     }
   }
 }

@@ -15,7 +15,7 @@ struct PanelPair {
 };
 
 /// Puts the sums of slots together to the blocks of the output. Rows of panel i are written against panel j ≥ i; of i = j
-/// only entries with k1 < k2, or k1 = k2 and c ≤ c', are right. mirror() makes all others equal to those.
+/// only entries with k1 < k2, or k1 = k2 and c ≤ c', are right. The mirrors make all others equal to those.
 template <class T>
 class OutputWriter {
  public:
@@ -30,8 +30,11 @@ class OutputWriter {
   /// The constant against itself, whose sum is `count`.
   void write_corner(double count) const;
 
-  /// Mirrors channels of panel i against those of panel j.
-  void mirror(const PanelPair& pair) const;
+  /// Mirrors channels `rows` of panel i against those of panel j > i. (Several panels: the bundle is one group.)
+  void mirror(const PanelPair& pair, const Range& rows) const;
+
+  /// Mirrors panel i against itself, and against the constant.
+  void mirror_diagonal(const PanelPair& pair) const;
 
  private:
   T* row(std::int64_t group, std::int64_t index) const {
@@ -39,7 +42,6 @@ class OutputWriter {
   }
   void update(T* entries, const T* sums, std::int64_t count, bool first) const;
   void transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns) const;
-  void mirror_diagonal(std::int64_t group, const Range& channels) const;
 
   const PanelKernels<T>& simd_;
   const Plan& plan_;

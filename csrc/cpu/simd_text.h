@@ -88,9 +88,14 @@ void combine(const T* row, const Term* terms, std::int64_t term_count, std::int6
     for (const Term* term = terms; term != terms + term_count; ++term) {
       sum += load(row + term->slot * tile_size) * static_cast<T>(term->weight);
     }
-    T lanes[kLanes<T>];
-    store(lanes, sum);
-    for (int c = 0; c < kLanes<T>; ++c, out += stride) *out = lanes[c];
+    if (stride == 1) {
+      store(out, sum);
+      out += kLanes<T>;
+    } else {
+      T lanes[kLanes<T>];
+      store(lanes, sum);
+      for (int c = 0; c < kLanes<T>; ++c, out += stride) *out = lanes[c];
+    }
   }
 }
 

@@ -83,14 +83,15 @@ TEST(combine_weighs_slots_and_spreads_the_sum) {
     for (const std::int64_t width : {simd.min_width, 2 * simd.lanes}) {
       const std::vector<T> rows = integers<T>(random, 5 * width);
       const std::vector<cpu::Term> terms{{0, 2}, {4, -1}, {3, 7}};
-      for (std::int64_t count = 0; count <= 3; ++count) {
-        std::vector<T> out(static_cast<std::size_t>(3 * width), T(99));
-        simd.combine(rows.data(), terms.data(), count, width, width, 3, out.data());
-        for (std::int64_t i = 0; i < 3 * width; ++i) {
-          T expected = i % 3 == 0 ? T(0) : T(99);
-          for (std::int64_t t = 0; i % 3 == 0 && t < count; ++t) {
+      for (std::int64_t call = 0; call < 8; ++call) {
+        const std::int64_t count = call / 2, stride = call % 2 ? 3 : 1;
+        std::vector<T> out(static_cast<std::size_t>(stride * width), T(99));
+        simd.combine(rows.data(), terms.data(), count, width, width, stride, out.data());
+        for (std::int64_t i = 0; i < stride * width; ++i) {
+          T expected = i % stride == 0 ? T(0) : T(99);
+          for (std::int64_t t = 0; i % stride == 0 && t < count; ++t) {
             const cpu::Term& term = terms[static_cast<std::size_t>(t)];
-            expected += static_cast<T>(term.weight) * rows[static_cast<std::size_t>(term.slot * width + i / 3)];
+            expected += static_cast<T>(term.weight) * rows[static_cast<std::size_t>(term.slot * width + i / stride)];
           }
           CHECK(out[static_cast<std::size_t>(i)] == expected, name);
         }
