@@ -29,8 +29,8 @@ void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sum
     const std::int64_t group = pair.bundle * tiling_.bundle_groups + bundle_group;
     const std::int64_t channel = pair.i * width + r - bundle_group * channels;
     const std::int64_t origin = bundle_group * channels - pair.j * width;  // of the group's channels in panel j
-    const std::int64_t begin = std::max<std::int64_t>(0, origin),
-                       end = std::clamp<std::int64_t>(origin + channels, 0, width);
+    const std::int64_t begin = std::max<std::int64_t>(0, origin);
+    const std::int64_t end = std::clamp<std::int64_t>(origin + channels, 0, width);
     for (std::int64_t k1 = 0; k1 < kernel; ++k1) {
       T* out = row(group, channel * kernel + k1);
       const std::int64_t first_offset = pair.i == pair.j || constant == 0 ? k1 : 0;
@@ -40,8 +40,9 @@ void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sum
         simd_.combine(sums, plan_.terms.data() + terms.begin, terms.size(), tile_size, width, kernel,
                       entries.data() + k2);
       }
-      if (constant != 0)
+      if (constant != 0) {
         update(out + (begin - origin) * kernel, entries.data() + begin * kernel, (end - begin) * kernel, first);
+      }
       if (constant >= 0) update(out + out_.size - 1, entries.data() + constant * kernel + k1, 1, first);
     }
   }
@@ -49,9 +50,10 @@ void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sum
 
 template <class T>
 void OutputWriter<T>::write_corner(double count) const {
-  const T sum = static_cast<T>(count);
   for (std::int64_t group = 0; group < out_.groups; ++group) {
-    update(row(group, out_.size - 1) + out_.size - 1, &sum, 1, true);
+    T& corner = row(group, out_.size - 1)[out_.size - 1];
+    const double before = update_.beta == 0 ? 0 : update_.beta * static_cast<double>(corner);
+    corner = static_cast<T>(before + update_.alpha * count);
   }
 }
 
