@@ -25,7 +25,6 @@ from ._meter import Counted, Meter
 from .curvature.factors import Factors, estimate_factors
 from .data import Split, TensorLoader, digits
 from .models.resnet import ResNet
-from .pruning.criteria import eigendamage_scores
 from .pruning.forms import available
 from .pruning.plan import LayerPlan, Plan
 from .pruning.pruner import plan as make_plan
@@ -288,34 +287,20 @@ class _Seed:
 
     def _spectra(self, plan: Plan) -> list[Spectrum]:
         basis = self.factors.eigenbasis()
-        modules = dict(self.dense.named_modules())
         spectra = []
         for name, layer in plan.items():
-            scores = eigendamage_scores(layer.spec, modules[name], basis[name])
-            sides = (
-                (basis[name].A, scores.input_basis, layer.input_rank),
-                (basis[name].G, scores.output_basis, layer.output_rank),
-            )
-            (inputs, input_kept), (outputs, output_kept) = (
-                (eigen.values.flatten().tolist(), _kept(eigen.vectors, ordered, rank))
-                for eigen, ordered, rank in sides
-            )
-            spectra.append(Spectrum(name, inputs, input_kept, outputs, output_kept))
+            A, G = basis[name].A.values.flatten().tolist(), basis[name].G.values.flatten().tolist()
+            scores = plan.scores(name)
+            A_kept = _kept(scores.input_order, layer.input_rank) if scores else [True] * len(A)
+            G_kept = _kept(scores.output_order, layer.output_rank) if scores else [True] * len(G)
+            spectra.append(Spectrum(name, A, A_kept, G, G_kept))
         return spectra
 
 
-def _kept(vectors: Tensor, ordered: Tensor, rank: int) -> list[bool]:
-    """Which eigenvectors are among the first ``rank`` of the same ones in order of merit.
-
-    Args:
-        vectors: ``(g, n, n)`` or ``(n, n)``, columns.
-        ordered: ``(g, n, n)``, the columns of each group permuted.
-        rank: Kept in each group.
-    """
-    n = ordered.shape[-1]
-    overlap = vectors.reshape(-1, n, n).to(ordered).mT @ ordered
-    kept = torch.zeros(overlap.shape[:2], dtype=torch.bool)
-    return kept.scatter(1, overlap.abs().argmax(1)[:, :rank], True).flatten().tolist()
+def _kept(order: Tensor, rank: int) -> list[bool]:
+    """Which directions are among the first ``rank`` of each group in ``order (g, n)``, best first."""
+    kept = torch.zeros(order.shape, dtype=torch.bool)
+    return kept.scatter(1, order[:, :rank], True).flatten().tolist()
 
 
 def _layer_cut(layer: LayerPlan) -> LayerCut:
