@@ -36,8 +36,10 @@ test-cpp:      ## test the kernels without torch, under sanitizers
 	    cmake -S . -B $$folder -DEIGENDAMAGE_SANITIZE=$$sanitize && cmake --build $$folder --parallel $(cores) && \
 	    ctest --test-dir $$folder --parallel $(cores) --no-tests=error --output-on-failure || exit 1; done
 
-bench:         ## time the kernels; ARGS=… goes to pytest
-	@$(built) && "$$python" -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only $(ARGS)
+bench:         ## time the kernels and print the gates; ARGS='--only patch' takes those with a word in their name
+	@mkdir -p .benchmarks
+	@$(built) && "$$python" -m pytest benchmarks --benchmark-only --benchmark-quiet \
+	    --benchmark-json .benchmarks/run.json $(ARGS)
 
 lint:          ## ruff, mypy, clang-format
 	@$(python) && "$$python" -m ruff check && "$$python" -m ruff format --check && "$$python" -m mypy && \

@@ -1,5 +1,6 @@
 """What the kernel benchmarks run on, and how much arithmetic that needs."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,17 @@ class Case:
                     multiplications += len(first) * len(second) * c * c
         return 2 * self.groups * n * multiplications
 
+    @property
+    def read(self) -> int:
+        """Bytes of the input, in float32."""
+        return 4 * math.prod(self.shape)
+
+    @property
+    def written(self) -> int:
+        """Bytes of the result, in float32."""
+        channels, offsets = self.shape[1] // self.groups, self.kernel**2
+        return 4 * self.groups * (channels * (offsets if self.op == "patch_covariance" else 1)) ** 2
+
     def _products(self, size: int) -> dict[int, set[int]]:
         """Along one axis: which pixels q meet the pixel q + lag under some window, for every lag."""
         positions = (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
@@ -75,3 +87,4 @@ PATCH = [Case("patch_covariance", shape) for shape in SQUARES] + [
     Case("patch_covariance", (64, 64, 16, 16), kernel=5, padding=2),
     Case("patch_covariance", (64, 64, 32, 32), groups=64),
 ]
+MEMORY = [Case("patch_covariance", SQUARES[0]), Case("patch_covariance", (512, 64, 32, 32))]

@@ -1,0 +1,138 @@
+"""What the kernels are held to, and whether a run met it. A missed gate is a finding, not a failure."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.cases import CHANNEL, MEMORY, PATCH, SQUARES, Case
+from benchmarks.contest import Record, fastest
+
+Records = dict[str, Record]  # by "op: case"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A figure of some cases and its limit.
+
+    Attributes:
+        what: the kernel and its cases.
+        against: what the figure relates to.
+        figure: of a record, or None where it has none.
+        cases: names of records ("op: case"), each held to the limit of its place in `limits`.
+        limits: one for all cases, or one for each.
+        mean: hold the geometric mean instead of each case.
+        at_most: the figure may not exceed the limit; else it may not fall below.
+        unit: what to print behind figure and limit.
+    """
+
+    what: str
+    against: str
+    figure: Callable[[Record], float | None]
+    cases: tuple[str, ...]
+    limits: tuple[float, ...]
+    mean: bool = False
+    at_most: bool = False
+    unit: str = "×"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run found for a gate; `met` is None where the run lacks one of its cases."""
+
+    what: str
+    against: str
+    wanted: str
+    measured: str
+    met: bool | None
+
+
+def times_faster(baseline: str) -> Callable[[Record], float | None]:
+    return lambda found: found.get("times faster", {}).get(baseline)
+
+
+def times_faster_than_all(found: Record) -> float | None:
+    return found["times faster"][fastest(found)] if found.get("baselines ms") else None
+
+
+def field(name: str) -> Callable[[Record], float | None]:
+    return lambda found: found.get(name)
+
+
+def names(cases: Iterable[Case]) -> tuple[str, ...]:
+    return tuple(f"{case.op}: {case}" for case in cases)
+
+
+def squares(cases: Iterable[Case], least_channels: int = 0) -> tuple[str, ...]:
+    """The shapes S: four stages of a network, 3×3."""
+    plain = [case for case in cases if case == Case(case.op, case.shape) and case.shape in SQUARES]
+    return names(case for case in plain if case.shape[1] >= least_channels)
+
+
+CHANNEL_S, PATCH_S = squares(CHANNEL), squares(PATCH)
+PEAK = field("share of FMA peak")
+
+GATES = [
+    Gate("channel covariance", "the original's im2col", times_faster("channel_im2col"), CHANNEL_S, (20,)),
+    Gate(
+        "channel covariance",
+        "the original's im2col",
+        times_faster("channel_im2col"),
+        CHANNEL_S,
+        (35,),
+        mean=True,
+    ),
+    Gate("channel covariance", "fastest plain torch", times_faster_than_all, CHANNEL_S, (2.2,), mean=True),
+    Gate("channel covariance", "fastest plain torch", times_faster_than_all, CHANNEL_S, (1.5,)),
+    Gate("channel covariance, C ≥ 128", "FMA peak", PEAK, squares(CHANNEL, 128), (0.5,), unit=""),
+    Gate("patch covariance", "GEMM form", times_faster("patch_gemm"), PATCH_S, (10,), mean=True),
+    Gate("patch covariance", "GEMM form", times_faster("patch_gemm"), PATCH_S, (7,)),
+    Gate(
+        "patch covariance",
+        "lags by conv2d_weight",
+        times_faster("patch_lags"),
+        PATCH_S,
+        (1.8,),
+        mean=True,
+    ),
+    Gate("patch covariance", "lags by conv2d_weight", times_faster("patch_lags"), PATCH_S, (1.2,)),
+    Gate("patch covariance, C ≥ 64", "FMA peak", PEAK, squares(PATCH, 64), (0.45,), unit=""),
+    Gate(
+        "patch covariance",
+        "memory over the output",
+        field("extra MB"),
+        tuple(f"memory: {case}" for case in MEMORY if case.op == "patch_covariance"),
+        (48,),
+        at_most=True,
+        unit=" MB",
+    ),
+]
+
+
+def judge(records: Sequence[Record], gates: Sequence[Gate] = GATES) -> list[Verdict]:
+    """Each gate against the records of a run."""
+    by_name = {f"{found['op']}: {found['case']}": found for found in records}
+    return [_judge(gate, by_name) for gate in gates]
+
+
+def _judge(gate: Gate, records: Records) -> Verdict:
+    limits = gate.limits * len(gate.cases) if len(gate.limits) == 1 else gate.limits
+    wanted = ("≤ " if gate.at_most else "≥ ") + " / ".join(f"{limit:g}" for limit in gate.limits) + gate.unit
+    if gate.mean:
+        wanted += " geometric mean"
+    figures = [gate.figure(records[case]) if case in records else None for case in gate.cases]
+    known = [figure for figure in figures if figure is not None]
+    if len(known) < len(gate.cases) or not known:
+        return Verdict(gate.what, gate.against, wanted, "not run", None)
+    if gate.mean:
+        known, limits = [math.exp(sum(map(math.log, known)) / len(known))], gate.limits
+    met = all(
+        figure <= limit if gate.at_most else figure >= limit
+        for figure, limit in zip(known, limits, strict=True)
+    )
+    shown = known
+    if len(known) > 6:  # the worst says all
+        shown = [max(known) if gate.at_most else min(known)]
+    measured = " / ".join(f"{figure:.3g}" for figure in shown) + gate.unit
+    if len(known) > 6:
+        measured += f", the worst of {len(known)}"
+    return Verdict(gate.what, gate.against, wanted, measured, met)
