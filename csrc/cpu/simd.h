@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../views.h"
+#include "eigh_hybrid.h"
 #include "plan.h"
 
 namespace eigendamage::cpu {
@@ -50,6 +51,8 @@ struct InstructionSet {
   const char* name;
   PanelKernels<float> single_precision;
   PanelKernels<double> double_precision;
+  EighKernels<float> single_eigh;
+  EighKernels<double> double_eigh;
 };
 
 extern const InstructionSet kGeneric;

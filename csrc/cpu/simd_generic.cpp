@@ -3,10 +3,11 @@
 #define EIGENDAMAGE_LEVEL generic
 #define EIGENDAMAGE_VECTOR_BYTES 16
 #define EIGENDAMAGE_TILE_ROWS 4
-#include "simd_text.h"
+#include "eigh_hybrid_text.h"
 
 namespace eigendamage::cpu {
 
-const InstructionSet kGeneric{"generic", generic::kPanelKernels<float>, generic::kPanelKernels<double>};
+const InstructionSet kGeneric{"generic", generic::kPanelKernels<float>, generic::kPanelKernels<double>,
+                              generic::kEighKernels<float>, generic::kEighKernels<double>};
 
 }  // namespace eigendamage::cpu

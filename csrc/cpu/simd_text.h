@@ -1,6 +1,8 @@
-// The text of the inner loops. Each simd_<level>.cpp includes it once, below its target pragma, with EIGENDAMAGE_LEVEL
+// The text of the inner loops. Each simd_<level>.cpp includes it below its target pragma, with EIGENDAMAGE_LEVEL
 // (the namespace), EIGENDAMAGE_VECTOR_BYTES and EIGENDAMAGE_TILE_ROWS defined. No std template may be used here: the linker
 // would merge its instances across levels.
+
+#pragma once
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

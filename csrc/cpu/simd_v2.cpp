@@ -6,11 +6,12 @@
 #define EIGENDAMAGE_LEVEL v2
 #define EIGENDAMAGE_VECTOR_BYTES 16
 #define EIGENDAMAGE_TILE_ROWS 4
-#include "simd_text.h"
+#include "eigh_hybrid_text.h"
 
 namespace eigendamage::cpu {
 
-const InstructionSet kX86V2{"v2", v2::kPanelKernels<float>, v2::kPanelKernels<double>};
+const InstructionSet kX86V2{"v2", v2::kPanelKernels<float>, v2::kPanelKernels<double>, v2::kEighKernels<float>,
+                            v2::kEighKernels<double>};
 
 }  // namespace eigendamage::cpu
 #endif

@@ -6,11 +6,12 @@
 #define EIGENDAMAGE_LEVEL v3
 #define EIGENDAMAGE_VECTOR_BYTES 32
 #define EIGENDAMAGE_TILE_ROWS 4
-#include "simd_text.h"
+#include "eigh_hybrid_text.h"
 
 namespace eigendamage::cpu {
 
-const InstructionSet kX86V3{"v3", v3::kPanelKernels<float>, v3::kPanelKernels<double>};
+const InstructionSet kX86V3{"v3", v3::kPanelKernels<float>, v3::kPanelKernels<double>, v3::kEighKernels<float>,
+                            v3::kEighKernels<double>};
 
 }  // namespace eigendamage::cpu
 #endif

@@ -6,11 +6,12 @@
 #define EIGENDAMAGE_LEVEL v4
 #define EIGENDAMAGE_VECTOR_BYTES 64
 #define EIGENDAMAGE_TILE_ROWS 8
-#include "simd_text.h"
+#include "eigh_hybrid_text.h"
 
 namespace eigendamage::cpu {
 
-const InstructionSet kX86V4{"v4", v4::kPanelKernels<float>, v4::kPanelKernels<double>};
+const InstructionSet kX86V4{"v4", v4::kPanelKernels<float>, v4::kPanelKernels<double>, v4::kEighKernels<float>,
+                            v4::kEighKernels<double>};
 
 }  // namespace eigendamage::cpu
 #endif
