@@ -40,6 +40,9 @@ def prepare(case: Case) -> Contest:
     return Contest(case.op, str(case), ours, others, flops=case.flops, read=case.read, written=case.written)
 
 
-@pytest.mark.parametrize("case", CHANNEL + PATCH, ids=str)
+CASES = CHANNEL + PATCH
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_covariance(contest: Callable[[Contest], None], case: Case) -> None:
     contest(prepare(case))
