@@ -32,6 +32,7 @@ class Contest:
         written: bytes that must be written.
         threads: of all contestants.
         dtype: of the arithmetic.
+        least_rounds: however long they take.
     """
 
     op: str
@@ -43,6 +44,7 @@ class Contest:
     written: float = 0
     threads: int = THREADS
     dtype: torch.dtype = torch.float32
+    least_rounds: int = LEAST_ROUNDS
 
 
 def seconds(run: Run) -> float:
@@ -60,7 +62,7 @@ def hold(contest: Contest, benchmark: Any) -> None:
     torch.set_num_threads(contest.threads)
     try:
         warm = sum(seconds(run) for run in (contest.ours, *contest.baselines.values()))
-        rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(SECONDS / max(warm, 1e-9))))
+        rounds = max(contest.least_rounds, min(MOST_ROUNDS, int(SECONDS / max(warm, 1e-9))))
         times: dict[str, list[float]] = {name: [] for name in contest.baselines}
         peaks: list[float] = []
 

@@ -50,6 +50,10 @@ def times_faster(baseline: str) -> Callable[[Record], float | None]:
     return lambda found: found.get("times faster", {}).get(baseline)
 
 
+def times_as_long(baseline: str) -> Callable[[Record], float | None]:
+    return lambda found: found["ms"] / found["baselines ms"][baseline]
+
+
 def times_faster_than_all(found: Record) -> float | None:
     return found["times faster"][fastest(found)] if found.get("baselines ms") else None
 
@@ -104,6 +108,17 @@ GATES = [
         (48,),
         at_most=True,
         unit=" MB",
+    ),
+    *(
+        Gate(
+            f"factor pass of wide ResNet32, {kind}",
+            "its network's forward + backward",
+            times_as_long("forward + backward"),
+            (f"factor_pass: {kind}",),
+            (limit,),
+            at_most=True,
+        )
+        for kind, limit in (("channel", 1.0), ("patch", 1.45))
     ),
 ]
 
