@@ -6,10 +6,21 @@ import pytest
 import torch
 
 from benchmarks import baselines
-from benchmarks.cases import CHANNEL, PATCH, Case
+from benchmarks.cases import CHANNEL, GRID, PATCH, Case
 from benchmarks.contest import Contest, Run
 from eigendamage_ext import ops, reference
 from tests.accuracy import assert_accurate
+
+
+def baselines_of(case: Case) -> list[Callable[..., torch.Tensor]]:
+    """Those that can compute the case."""
+    if case.op == "channel_covariance":
+        found = [baselines.channel_im2col, baselines.channel_weighted, baselines.channel_gram]
+        return found + [baselines.channel_weighted_last] * (not case.channels_last)
+    found = [baselines.patch_gemm, baselines.patch_unfold, baselines.patch_rows]
+    if case.stride > 1:
+        return found
+    return [*found, baselines.patch_lags] + [baselines.patch_lags_last] * (not case.channels_last)
 
 
 def prepare(case: Case) -> Contest:
@@ -18,10 +29,6 @@ def prepare(case: Case) -> Contest:
     x = torch.randn(case.shape).contiguous(memory_format=memory_format)
     kernel, geometry = case.kernel, case.geometry
     op, twin = getattr(ops, case.op), getattr(reference, case.op)
-    channel = case.op == "channel_covariance"
-    names = ["channel_im2col", "channel_weighted"] if channel else ["patch_gemm", "patch_unfold"]
-    if not channel and case.stride == case.dilation == 1:
-        names.append("patch_lags")
     settings = geometry | {"groups": case.groups}
 
     def ours() -> torch.Tensor:
@@ -29,18 +36,16 @@ def prepare(case: Case) -> Contest:
 
     assert_accurate(ours(), twin(x, kernel, **settings), twin(x.double(), kernel, **settings))
     others: dict[str, Run] = {}
-    if case.groups > 1:
-        others["reference"] = lambda: twin(x, kernel, **settings)
-        names = []
     few = x[:2].double()
-    for name in names:
-        baseline = getattr(baselines, name)
-        torch.testing.assert_close(baseline(few, kernel, **geometry), twin(few, kernel, **geometry))
-        others[name] = lambda f=baseline: f(x, kernel, **geometry)
+    expected = twin(few, kernel, **settings)
+    for baseline in baselines_of(case):
+        plain = geometry if case.op == "channel_covariance" else settings
+        torch.testing.assert_close(baseline(few, kernel, **plain), expected)
+        others[baseline.__name__] = lambda f=baseline, plain=plain: f(x, kernel, **plain)
     return Contest(case.op, str(case), ours, others, flops=case.flops, read=case.read, written=case.written)
 
 
-CASES = CHANNEL + PATCH
+CASES = CHANNEL + PATCH + [case for case in GRID if case not in PATCH]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.cases import CHANNEL, MEMORY, PATCH, SQUARES, Case
+from benchmarks.cases import CHANNEL, GRID, MEMORY, PATCH, SQUARES, Case
 from benchmarks.contest import Record, fastest
 
 Records = dict[str, Record]  # by "op: case"
@@ -99,6 +99,7 @@ GATES = [
         mean=True,
     ),
     Gate("patch covariance", "lags by conv2d_weight", times_faster("patch_lags"), PATCH_S, (1.2,)),
+    Gate("patch covariance, grid", "fastest plain torch", times_faster_than_all, names(GRID), (1,)),
     Gate("patch covariance, C ≥ 64", "FMA peak", PEAK, squares(PATCH, 64), (0.45,), unit=""),
     Gate(
         "patch covariance",
