@@ -40,6 +40,12 @@ struct Kernels {
   void (*patch_covariance)(const ImageView& x, const ConvGeometry& geometry, bool bias, const Update& update,
                            const FactorView& out, const Execution& run);
 
+  /// A = V·diag(λ)·Vᵀ of `count` matrices of any sizes: eigenvalues λ ascend, row k of Vᵀ is the unit eigenvector of λ[k],
+  /// its component of largest magnitude, the first of equals, positive. ‖AV − VΛ‖ ≤ 8·n·eps·‖A‖ and ‖VᵀV − 1‖ ≤ 8·n·eps
+  /// are checked. A matrix fails alone: its code says why, its other outputs are NaN. The result for a matrix depends on no
+  /// other, and scaling it by a power of two changes no bit of V.
+  void (*eigh)(const EighProblem* problems, std::int64_t count, const Execution& run);
+
   /// The instruction set that runs, for `ops.build_info()`: "v2", "v3", "v4" (x86-64 levels), "generic" or "sm_XY".
   const char* (*instruction_set)();
 };

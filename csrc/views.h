@@ -32,4 +32,23 @@ struct FactorView {
   std::int64_t group_stride, row_stride;
 };
 
+/// What becomes of a matrix in `eigh`.
+enum EighCode : std::int32_t {
+  kSolved = 0,
+  kNotFinite = 1,    ///< its lower triangle holds NaN or infinity
+  kNotAccurate = 2,  ///< too large for this kernel, or no result that passes the check: try another
+  kOverflow = 3,     ///< an eigenvalue is beyond the range of the type
+};
+
+/// A symmetric matrix (size, size) with any strides, in elements, of which the lower triangle is read, and where its
+/// eigendecomposition goes, in the same type. None of them overlap.
+struct EighProblem {
+  const void* matrix;
+  ScalarType type;  ///< kFloat32 or kFloat64
+  std::int64_t size, row_stride, column_stride;
+  void* values;     ///< (size)
+  void* vectors_t;  ///< (size, size), contiguous: one eigenvector after the other
+  std::int32_t* code;  ///< an EighCode
+};
+
 }  // namespace eigendamage

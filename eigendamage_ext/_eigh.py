@@ -1,4 +1,4 @@
-"""Symmetric eigendecomposition around LAPACK: grouping by size, certificate, repair, sign and error codes."""
+"""Symmetric eigendecomposition: the kernel, LAPACK for what it leaves and where it is missing, error codes."""
 
 import math
 from collections import defaultdict
@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from eigendamage_ext import _C
 
 NOT_FINITE, NOT_ACCURATE, OVERFLOW = 1, 2, 3
 REASONS = {
@@ -48,6 +50,8 @@ class EighError(ValueError):
 def raise_failures(result: tuple[Any, Any, Tensor], names: Sequence[str] | None) -> None:
     """Raise an `EighError` if any code in the result is not 0."""
     values, _, info = result
+    if not info.any():
+        return
     failures: list[tuple[Any, int, str]] = []
     flat = info.flatten().nonzero().flatten().tolist()
     for position, index in zip(flat, info.nonzero().tolist(), strict=True):
@@ -62,10 +66,60 @@ def solve(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tenso
     """Decompose every matrix of a list of stacks ``(…, n, n)``, of any sizes, on one device.
 
     Returns:
-        Eigenvalues ``(…, n)`` and eigenvectors ``(…, n, n)`` of each stack; int32 codes of all matrices in
-        order.
+        Eigenvalues ``(…, n)`` and eigenvectors ``(…, n, n)`` of each stack, each vector contiguous; int32 codes
+        of all matrices in order.
     """
-    stacks = [_flat(matrix) for matrix in matrices]
+    stacks = [matrix.to(_solved_in(matrix)) for matrix in matrices]
+    if all(stack.is_cpu for stack in stacks):
+        return _solve_by_kernel(stacks)
+    return _solve_by_library(stacks)
+
+
+def fake(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Shapes and dtypes of what `solve` returns."""
+    count = sum(math.prod(matrix.shape[:-2]) for matrix in matrices)
+    return (
+        [m.new_empty(m.shape[:-1], dtype=_solved_in(m)) for m in matrices],
+        [_contiguous_columns(m.new_empty(m.shape, dtype=_solved_in(m))) for m in matrices],
+        matrices[0].new_empty(count, dtype=torch.int32) if matrices else torch.empty(0, dtype=torch.int32),
+    )
+
+
+def _solved_in(matrix: Tensor) -> torch.dtype:
+    return torch.promote_types(matrix.dtype, torch.float32)
+
+
+def _contiguous_columns(vectors: Tensor) -> Tensor:
+    """A copy of ``(…, n, n)`` in which each column is contiguous."""
+    return torch.empty_like(vectors.mT, memory_format=torch.contiguous_format).mT.copy_(vectors)
+
+
+def _solve_by_kernel(stacks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Solve on the CPU; what the kernel leaves, because it is too large or hard, is left to LAPACK."""
+    values, vectors, codes, left = _C.eigh(stacks)
+    for number in left:
+        index, place = _locate(stacks, number)
+        shape = stacks[index].shape
+        solved = _solve_stack(stacks[index].reshape(-1, *shape[-2:])[place : place + 1])
+        values[index].view(-1, shape[-1])[place] = solved[0][0]
+        vectors[index].mT.view(-1, *shape[-2:])[place] = solved[1][0].mT
+        codes[number] = solved[2][0]
+    return values, vectors, codes
+
+
+def _locate(stacks: Sequence[Tensor], number: int) -> tuple[int, int]:
+    """The stack that holds the matrix with this number, and its place there."""
+    for index, stack in enumerate(stacks):
+        count = math.prod(stack.shape[:-2])
+        if number < count:
+            return index, number
+        number -= count
+    raise IndexError(number)
+
+
+def _solve_by_library(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Solve with one call of `torch.linalg.eigh` for each size."""
+    stacks = [matrix.reshape(-1, *matrix.shape[-2:]) for matrix in matrices]
     classes: dict[tuple[int, torch.dtype], list[int]] = defaultdict(list)
     for index, stack in enumerate(stacks):
         classes[stack.shape[-1], stack.dtype].append(index)
@@ -74,33 +128,12 @@ def solve(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tenso
         results = _solve_stack(torch.cat([stacks[index] for index in members]))
         parts = [torch.split(result, [len(stacks[index]) for index in members]) for result in results]
         for index, *found in zip(members, *parts, strict=True):
-            solved[index] = tuple(
-                part.clone() for part in found
-            )  # an operator's results may not share memory
+            solved[index] = tuple(part.clone() for part in found)  # an operator's results may not share memory
     order = range(len(stacks))
-    codes = [solved[index][2] for index in order]
     return (
         [solved[index][0].reshape(matrices[index].shape[:-1]) for index in order],
-        [solved[index][1].reshape(matrices[index].shape) for index in order],
-        torch.cat(codes) if codes else torch.zeros(0, dtype=torch.int32),
-    )
-
-
-def fake(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Shapes and dtypes of what `solve` returns."""
-    flat = [_flat(matrix) for matrix in matrices]
-    count = sum(len(stack) for stack in flat)
-    return (
-        [stack.new_empty(m.shape[:-1]) for stack, m in zip(flat, matrices, strict=True)],
-        [stack.new_empty(m.shape) for stack, m in zip(flat, matrices, strict=True)],
-        flat[0].new_empty(count, dtype=torch.int32) if flat else torch.empty(0, dtype=torch.int32),
-    )
-
-
-def _flat(matrix: Tensor) -> Tensor:
-    n = matrix.shape[-1]
-    return matrix.to(torch.promote_types(matrix.dtype, torch.float32)).reshape(
-        math.prod(matrix.shape[:-2]), n, n
+        [_contiguous_columns(solved[index][1].reshape(matrices[index].shape)) for index in order],
+        torch.cat([solved[index][2] for index in order]),
     )
 
 

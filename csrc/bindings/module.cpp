@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, m) {
         arg("padding"), arg("dilation"), arg("output_size"), arg("alpha"), arg("beta"), arg("out"));
   m.def("patch_covariance_", &bindings::patch_covariance_, unlocked, arg("x"), arg("kernel"), arg("stride"),
         arg("padding"), arg("dilation"), arg("output_size"), arg("bias"), arg("alpha"), arg("beta"), arg("out"));
+  m.def("eigh", &bindings::eigh, unlocked, arg("stacks"));
   m.def("build_info", [] {
     return py::dict(arg("simd") = bindings::cpu_instruction_set(), arg("cuda") = bindings::has_cuda(),
                     arg("torch") = bindings::torch_version());

@@ -2,11 +2,15 @@
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/headeronly/version.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "../kernels.h"
 #include "tensors.h"
@@ -20,6 +24,12 @@ const Kernels& kernels_for(c10::Device device) {
   return *kernels;
 }
 
+ParallelFor torch_threads() {
+  return [](std::int64_t count, const std::function<void(std::int64_t, std::int64_t)>& body) {
+    at::parallel_for(0, count, 1, body);
+  };
+}
+
 /// Calls launch(kernels, out view, execution) on x's device and current stream.
 template <class Launch>
 void run(const char* op, const at::Tensor& x, const at::Tensor& out, Launch&& launch) {
@@ -31,9 +41,7 @@ void run(const char* op, const at::Tensor& x, const at::Tensor& out, Launch&& la
   if (may_overlap(x, out)) refuse("x, got views of the same memory; pass a tensor of its own");
   const c10::DeviceGuard guard(x.device());
   const Kernels& kernels = kernels_for(x.device());
-  const ParallelFor parallel_for = [](std::int64_t count, const std::function<void(std::int64_t, std::int64_t)>& body) {
-    at::parallel_for(0, count, 1, body);
-  };
+  const ParallelFor parallel_for = torch_threads();
   void* stream = x.is_cpu() ? nullptr : at::accelerator::getCurrentStream(x.device().index()).native_handle();
   const Execution execution{&parallel_for, stream};
   if (has_contiguous_rows(out)) {
@@ -50,6 +58,37 @@ ConvGeometry geometry(Pair kernel, Pair stride, Pair padding, Pair dilation, Pai
     return ConvAxis{kernel[i], stride[i], padding[i], dilation[i], output_size[i]};
   };
   return {axis(0), axis(1)};
+}
+
+/// A new tensor like the stack (…, n, n), its columns contiguous.
+at::Tensor empty_columns(const at::Tensor& stack) {
+  std::vector<std::int64_t> strides(stack.sizes().size());
+  std::int64_t stride = 1;
+  for (std::size_t dim = strides.size(); dim-- > 0;) {
+    strides[dim] = stride;
+    stride *= std::max<std::int64_t>(stack.sizes()[dim], 1);
+  }
+  std::swap(strides.end()[-1], strides.end()[-2]);
+  return at::empty_strided(stack.sizes(), strides, stack.options());
+}
+
+/// Appends the matrices of a stack (…, n, n); the codes go to `code` and behind.
+void add_problems(const at::Tensor& stack, const at::Tensor& values, const at::Tensor& vectors, std::int32_t* code,
+                  std::vector<EighProblem>& problems) {
+  const auto bytes = [&](std::int64_t numbers) { return numbers * static_cast<std::int64_t>(stack.element_size()); };
+  const auto sizes = stack.sizes(), strides = stack.strides();
+  const std::int64_t n = stack.size(-1), count = c10::multiply_integers(sizes.slice(0, stack.dim() - 2));
+  const char* from = static_cast<const char*>(stack.const_data_ptr());
+  char *to_values = static_cast<char*>(values.mutable_data_ptr()),
+       *to_vectors = static_cast<char*>(vectors.mutable_data_ptr());
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::int64_t offset = 0, rest = i;
+    for (auto dim = static_cast<std::size_t>(stack.dim() - 2); dim-- > 0; rest /= sizes[dim]) {
+      offset += rest % sizes[dim] * strides[dim];
+    }
+    problems.push_back({from + bytes(offset), scalar_type(stack), n, stack.stride(-2), stack.stride(-1),
+                        to_values + bytes(i * n), to_vectors + bytes(i * n * n), code + i});
+  }
 }
 
 }  // namespace
@@ -74,6 +113,29 @@ void patch_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair paddi
   run("patch_covariance", x, out, [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
     kernels.patch_covariance(image_view(x), window, bias, {alpha, beta}, view, execution);
   });
+}
+
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::vector<std::int64_t>> eigh(
+    const std::vector<at::Tensor>& stacks) {
+  std::int64_t count = 0;
+  for (const at::Tensor& stack : stacks) count += c10::multiply_integers(stack.sizes().slice(0, stack.dim() - 2));
+  std::vector<at::Tensor> values, vectors;
+  at::Tensor codes = at::empty({count}, at::kInt);
+  auto* code = codes.mutable_data_ptr<std::int32_t>();
+  std::vector<EighProblem> problems;
+  problems.reserve(static_cast<std::size_t>(count));
+  for (const at::Tensor& stack : stacks) {
+    values.push_back(at::empty(stack.sizes().slice(0, stack.dim() - 1), stack.options()));
+    vectors.push_back(empty_columns(stack));
+    add_problems(stack, values.back(), vectors.back(), code + problems.size(), problems);
+  }
+  const ParallelFor parallel_for = torch_threads();
+  cpu_kernels()->eigh(problems.data(), count, {&parallel_for, nullptr});
+  std::vector<std::int64_t> left;
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (code[i] == kNotAccurate) left.push_back(i);
+  }
+  return {std::move(values), std::move(vectors), std::move(codes), std::move(left)};
 }
 
 const char* cpu_instruction_set() { return cpu_kernels()->instruction_set(); }

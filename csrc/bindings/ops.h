@@ -4,6 +4,8 @@
 
 #include <array>
 #include <cstdint>
+#include <tuple>
+#include <vector>
 
 namespace eigendamage::bindings {
 
@@ -18,6 +20,12 @@ void channel_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair pad
 
 void patch_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size,
                        bool bias, double alpha, double beta, const at::Tensor& out);
+
+/// Eigenvalues (…, n) and eigenvectors (…, n, n) as columns, each vector contiguous, of every stack (…, n, n), float or
+/// double with any strides, all on the CPU; int32 codes of all matrices in order; and which of these, by number, were left
+/// for another solver.
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::vector<std::int64_t>> eigh(
+    const std::vector<at::Tensor>& stacks);
 
 const char* cpu_instruction_set();
 bool has_cuda();

@@ -1,6 +1,7 @@
 #include "../kernels.h"
 
 #include "covariances.h"
+#include "eigh.h"
 #include "simd.h"
 
 namespace eigendamage {
@@ -25,7 +26,7 @@ const char* instruction_set() { return cpu::instruction_set().name; }
 }  // namespace
 
 const Kernels* cpu_kernels() {
-  static const Kernels kernels{covariance, channel_covariance, patch_covariance, instruction_set};
+  static const Kernels kernels{covariance, channel_covariance, patch_covariance, cpu::eigh, instruction_set};
   return &kernels;
 }
 

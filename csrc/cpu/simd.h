@@ -4,7 +4,9 @@
 #include <vector>
 
 #include "../views.h"
+#include "eigh_certificate.h"
 #include "eigh_hybrid.h"
+#include "eigh_lanes.h"
 #include "plan.h"
 
 namespace eigendamage::cpu {
@@ -53,6 +55,10 @@ struct InstructionSet {
   PanelKernels<double> double_precision;
   EighKernels<float> single_eigh;
   EighKernels<double> double_eigh;
+  LaneSolver<float> single_lanes;
+  LaneSolver<double> double_lanes;
+  Certificate<float> single_certificate;
+  Certificate<double> double_certificate;
 };
 
 extern const InstructionSet kGeneric;

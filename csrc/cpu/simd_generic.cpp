@@ -3,11 +3,22 @@
 #define EIGENDAMAGE_LEVEL generic
 #define EIGENDAMAGE_VECTOR_BYTES 16
 #define EIGENDAMAGE_TILE_ROWS 4
+#include "eigh_certificate_text.h"
 #include "eigh_hybrid_text.h"
+#include "eigh_lanes_text.h"
 
 namespace eigendamage::cpu {
 
-const InstructionSet kGeneric{"generic", generic::kPanelKernels<float>, generic::kPanelKernels<double>,
-                              generic::kEighKernels<float>, generic::kEighKernels<double>};
+const InstructionSet kGeneric{
+    "generic",
+    generic::kPanelKernels<float>,
+    generic::kPanelKernels<double>,
+    generic::kEighKernels<float>,
+    generic::kEighKernels<double>,
+    generic::lanes::kLaneSolver<float>,
+    generic::lanes::kLaneSolver<double>,
+    generic::kCertificate<float>,
+    generic::kCertificate<double>,
+};
 
 }  // namespace eigendamage::cpu

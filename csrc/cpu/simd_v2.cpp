@@ -6,12 +6,23 @@
 #define EIGENDAMAGE_LEVEL v2
 #define EIGENDAMAGE_VECTOR_BYTES 16
 #define EIGENDAMAGE_TILE_ROWS 4
+#include "eigh_certificate_text.h"
 #include "eigh_hybrid_text.h"
+#include "eigh_lanes_text.h"
 
 namespace eigendamage::cpu {
 
-const InstructionSet kX86V2{"v2", v2::kPanelKernels<float>, v2::kPanelKernels<double>, v2::kEighKernels<float>,
-                            v2::kEighKernels<double>};
+const InstructionSet kX86V2{
+    "v2",
+    v2::kPanelKernels<float>,
+    v2::kPanelKernels<double>,
+    v2::kEighKernels<float>,
+    v2::kEighKernels<double>,
+    v2::lanes::kLaneSolver<float>,
+    v2::lanes::kLaneSolver<double>,
+    v2::kCertificate<float>,
+    v2::kCertificate<double>,
+};
 
 }  // namespace eigendamage::cpu
 #endif

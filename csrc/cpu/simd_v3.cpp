@@ -6,12 +6,23 @@
 #define EIGENDAMAGE_LEVEL v3
 #define EIGENDAMAGE_VECTOR_BYTES 32
 #define EIGENDAMAGE_TILE_ROWS 4
+#include "eigh_certificate_text.h"
 #include "eigh_hybrid_text.h"
+#include "eigh_lanes_text.h"
 
 namespace eigendamage::cpu {
 
-const InstructionSet kX86V3{"v3", v3::kPanelKernels<float>, v3::kPanelKernels<double>, v3::kEighKernels<float>,
-                            v3::kEighKernels<double>};
+const InstructionSet kX86V3{
+    "v3",
+    v3::kPanelKernels<float>,
+    v3::kPanelKernels<double>,
+    v3::kEighKernels<float>,
+    v3::kEighKernels<double>,
+    v3::lanes::kLaneSolver<float>,
+    v3::lanes::kLaneSolver<double>,
+    v3::kCertificate<float>,
+    v3::kCertificate<double>,
+};
 
 }  // namespace eigendamage::cpu
 #endif

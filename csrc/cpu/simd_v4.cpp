@@ -6,12 +6,23 @@
 #define EIGENDAMAGE_LEVEL v4
 #define EIGENDAMAGE_VECTOR_BYTES 64
 #define EIGENDAMAGE_TILE_ROWS 8
+#include "eigh_certificate_text.h"
 #include "eigh_hybrid_text.h"
+#include "eigh_lanes_text.h"
 
 namespace eigendamage::cpu {
 
-const InstructionSet kX86V4{"v4", v4::kPanelKernels<float>, v4::kPanelKernels<double>, v4::kEighKernels<float>,
-                            v4::kEighKernels<double>};
+const InstructionSet kX86V4{
+    "v4",
+    v4::kPanelKernels<float>,
+    v4::kPanelKernels<double>,
+    v4::kEighKernels<float>,
+    v4::kEighKernels<double>,
+    v4::lanes::kLaneSolver<float>,
+    v4::lanes::kLaneSolver<double>,
+    v4::kCertificate<float>,
+    v4::kCertificate<double>,
+};
 
 }  // namespace eigendamage::cpu
 #endif

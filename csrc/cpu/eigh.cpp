@@ -1,0 +1,218 @@
+#include "eigh.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "panels.h"
+#include "simd.h"
+
+namespace eigendamage::cpu {
+namespace {
+
+/// One matrix, or several of one size and type that share a vector's lanes.
+struct Task {
+  std::vector<const EighProblem*> problems;
+  double cost;
+};
+
+template <class T>
+struct Tools {
+  const PanelKernels<T>& panels;
+  const EighKernels<T>& one;
+  const LaneSolver<T>& lanes;
+  const Certificate<T>& certificate;
+};
+
+/// f(tools of the problem's type).
+template <class F>
+void dispatch(ScalarType type, const F& f) {
+  const InstructionSet& set = instruction_set();
+  if (type == ScalarType::kFloat64) {
+    f(Tools<double>{set.double_precision, set.double_eigh, set.double_lanes, set.double_certificate});
+  } else {
+    f(Tools<float>{set.single_precision, set.single_eigh, set.single_lanes, set.single_certificate});
+  }
+}
+
+template <class T>
+bool fits_lane(const EighProblem& problem) {
+  return problem.size <= kMaxLaneSize<T>;
+}
+
+/// Copies the lower triangle to rows `stride` apart.
+template <class T>
+void read_lower(const EighProblem& problem, std::int64_t stride, T* out) {
+  const T* matrix = static_cast<const T*>(problem.matrix);
+  for (std::int64_t i = 0; i < problem.size; ++i, matrix += problem.row_stride, out += stride) {
+    if (problem.column_stride == 1) {
+      std::copy(matrix, matrix + i + 1, out);
+    } else {
+      for (std::int64_t j = 0; j <= i; ++j) out[j] = matrix[j * problem.column_stride];
+    }
+  }
+}
+
+template <class T>
+void fail(const EighProblem& problem, EighCode code) {
+  constexpr T nan = std::numeric_limits<T>::quiet_NaN();
+  std::fill_n(static_cast<T*>(problem.values), problem.size, nan);
+  std::fill_n(static_cast<T*>(problem.vectors_t), problem.size * problem.size, nan);
+  *problem.code = code;
+}
+
+/// A factor 2^exponent, applied in two steps because it may be beyond the range of T.
+template <class T>
+struct Scaling {
+  explicit Scaling(int exponent)
+      : half(std::ldexp(T(1), exponent >> 1)), rest(std::ldexp(T(1), exponent - (exponent >> 1))) {}
+  T operator()(T x) const { return x * half * rest; }
+  T half, rest;
+};
+
+/// The largest |a[i][j]|, j ≤ i, as bits: in the order of the numbers, with infinity and NaN above them all.
+template <class T>
+auto largest_bits(std::int64_t n, std::int64_t stride, const T* a) {
+  using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  Bits largest = 0;
+  for (std::int64_t i = 0; i < n; ++i, a += stride) {
+    for (std::int64_t j = 0; j <= i; ++j) {
+      largest = std::max(largest, std::bit_cast<Bits>(a[j]) & std::numeric_limits<Bits>::max());
+    }
+  }
+  return largest;
+}
+
+template <class T>
+void scale_lower(std::int64_t n, std::int64_t stride, const Scaling<T>& scale, T* a) {
+  for (std::int64_t i = 0; i < n; ++i, a += stride) {
+    for (std::int64_t j = 0; j <= i; ++j) a[j] = scale(a[j]);
+  }
+}
+
+/// Solves the matrices of a task in the lanes of vectors. Zeros fill the other lanes.
+template <class T>
+void solve_lanes(const Tools<T>& tools, const Task& task) {
+  const std::int64_t n = task.problems.front()->size, size = n * n, lanes = tools.lanes.lanes;
+  const std::int64_t staged = (size + lanes - 1) / lanes * lanes;  // whole vectors
+  const Buffer<T> memory = make_buffer<T>((3 * staged + 2 * n) * lanes + tools.lanes.workspace(n));
+  T *const staging = memory.get(), *const a = staging + staged * lanes, *const vectors = a + staged * lanes,
+           *const values = vectors + staged * lanes, *const ranks = values + n * lanes;
+  const T* lines[kMaxLanes] = {};
+  std::int32_t codes[kMaxLanes];
+  for (std::size_t lane = 0; lane < task.problems.size(); ++lane) {
+    const EighProblem& problem = *task.problems[lane];
+    lines[lane] = static_cast<const T*>(problem.matrix);
+    if (problem.row_stride == n && problem.column_stride == 1) continue;
+    T* const copy = staging + static_cast<std::int64_t>(lane) * staged;
+    std::fill_n(copy, size, T(0));
+    read_lower(problem, n, copy);
+    lines[lane] = copy;
+  }
+  tools.panels.interleave(lines, size, lanes, a);
+  tools.lanes.solve(n, a, values, ranks, vectors, codes, ranks + n * lanes);
+
+  for (std::int64_t first = 0; first < size; first += lanes) {  // what lies behind the last row is not used
+    for (std::int64_t i = 0; i < lanes; ++i) lines[i] = vectors + (first + i) * lanes;
+    tools.panels.interleave(lines, lanes, staged, staging + first);
+  }
+  for (std::size_t lane = 0; lane < task.problems.size(); ++lane) {
+    const EighProblem& problem = *task.problems[lane];
+    *problem.code = codes[lane];
+    if (codes[lane] != kSolved) {
+      fail<T>(problem, static_cast<EighCode>(codes[lane]));
+      continue;
+    }
+    const T* row = staging + static_cast<std::int64_t>(lane) * staged;
+    for (std::int64_t k = 0; k < n; ++k, row += n) {
+      const std::size_t place = static_cast<std::size_t>(k * lanes) + lane;
+      const auto rank = static_cast<std::int64_t>(ranks[place]);
+      static_cast<T*>(problem.values)[rank] = values[place];
+      std::copy(row, row + n, static_cast<T*>(problem.vectors_t) + rank * n);
+    }
+  }
+}
+
+/// Solves one matrix alone.
+template <class T>
+void solve_one(const Tools<T>& tools, const EighProblem& problem) {
+  const std::int64_t n = problem.size, stride = eigh_stride(n);
+  if (n > kMaxEighSize) return fail<T>(problem, kNotAccurate);
+  const Buffer<T> memory = make_buffer<T>(2 * n * stride + eigh_hybrid_workspace(n) + 2 * kProbes * n);
+  T *const a = memory.get(), *const vectors = a + n * stride, *const workspace = vectors + n * stride;
+  T* const values = static_cast<T*>(problem.values);
+
+  read_lower(problem, stride, a);
+  const auto bits = largest_bits(n, stride, a);
+  const T largest = std::bit_cast<T>(bits);
+  if (!std::isfinite(largest)) return fail<T>(problem, kNotFinite);
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  const Scaling<T> down(-exponent), up(exponent);
+  scale_lower(n, stride, down, a);
+  if (tools.one.hybrid(n, a, values, vectors, workspace) != 0) return fail<T>(problem, kNotAccurate);
+
+  read_lower(problem, stride, a);
+  scale_lower(n, stride, down, a);
+  if (!tools.certificate.holds(n, stride, a, values, vectors, workspace)) return fail<T>(problem, kNotAccurate);
+  for (std::int64_t k = 0; k < n; ++k) {
+    values[k] = up(values[k]) + T(0);  // −0 becomes 0
+    if (!std::isfinite(values[k])) return fail<T>(problem, kOverflow);
+    tools.certificate.choose_sign(n, vectors + k * stride, static_cast<T*>(problem.vectors_t) + k * n);
+  }
+  *problem.code = kSolved;
+}
+
+/// Problems in the order (type, size), those that fit into lanes packed together, longest task first.
+std::vector<Task> make_tasks(const EighProblem* problems, std::int64_t count) {
+  std::vector<const EighProblem*> order;
+  for (std::int64_t i = 0; i < count; ++i) {
+    *problems[i].code = kSolved;
+    if (problems[i].size > 0) order.push_back(problems + i);
+  }
+  const auto key = [](const EighProblem* problem) { return std::tuple(problem->type, problem->size); };
+  std::stable_sort(order.begin(), order.end(), [&](const auto* a, const auto* b) { return key(a) < key(b); });
+
+  std::vector<Task> tasks;
+  for (const EighProblem* problem : order) {
+    const auto size = static_cast<double>(problem->size);
+    dispatch(problem->type, [&]<class T>(const Tools<T>& tools) {
+      const bool joins = !tasks.empty() && fits_lane<T>(*problem) &&
+                         key(tasks.back().problems.front()) == key(problem) &&
+                         static_cast<std::int64_t>(tasks.back().problems.size()) < tools.lanes.lanes;
+      if (joins) {
+        tasks.back().problems.push_back(problem);
+      } else {
+        tasks.push_back({{problem}, size * size * size * (fits_lane<T>(*problem) ? 4 : 1) * sizeof(T)});
+      }
+    });
+  }
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.cost > b.cost; });
+  return tasks;
+}
+
+}  // namespace
+
+void eigh(const EighProblem* problems, std::int64_t count, const Execution& run) {
+  const std::vector<Task> tasks = make_tasks(problems, count);
+  std::atomic<std::size_t> next{0};
+  (*run.parallel_for)(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t, std::int64_t) {
+    for (std::size_t i = next++; i < tasks.size(); i = next++) {
+      const Task& task = tasks[i];
+      dispatch(task.problems.front()->type, [&]<class T>(const Tools<T>& tools) {
+        if (fits_lane<T>(*task.problems.front())) {
+          solve_lanes(tools, task);
+        } else {
+          solve_one(tools, *task.problems.front());
+        }
+      });
+    }
+  });
+}
+
+}  // namespace eigendamage::cpu
