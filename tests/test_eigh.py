@@ -267,8 +267,51 @@ def test_error_can_be_pickled() -> None:
     assert error.failures == [ops.Failure("a", 2, "why")] and "a (n = 2): why" in str(error)
 
 
+def test_what_the_kernel_leaves_is_solved_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is made to leave every second matrix of every list, with NaN for its result."""
+    honest = _eigh._C.eigh
+    asked: list[int] = []
+
+    def leave(stacks: list[Tensor]) -> Any:
+        values, vectors, codes, _ = honest(stacks)
+        left = list(range(0, len(codes), 2))
+        for number in left:
+            index, place = _eigh._locate(stacks, number)
+            values[index].view(-1, values[index].shape[-1])[place] = torch.nan
+            asked.append(number)
+        codes[left] = _eigh.NOT_ACCURATE
+        return values, vectors, codes, left
+
+    stack = torch.stack([factor(6, 6 + i) for i in range(6)]).reshape(2, 3, 6, 6).float()
+    matrices = [factor(20, 30), factor(3, 5).float(), factor(9, 9).float()]
+    monkeypatch.setattr(_eigh._C, "eigh", leave)
+    values, vectors, info = ops.eigh(stack)
+    assert not info.any() and vectors.mT.is_contiguous()
+    for i, j in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)):
+        assert_decomposition(stack[i, j], values[i, j], vectors[i, j])
+    values, vectors, info = ops.eigh(matrices)
+    assert not info.any() and asked == [0, 2, 4, 0, 2]
+    for matrix, lam, v in zip(matrices, values, vectors, strict=True):
+        assert_decomposition(matrix, lam, v)
+
+
+def test_matrices_beyond_the_kernel_are_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diagonal, so that the library, here a sort, is fast."""
+
+    def sort(a: Tensor) -> Any:
+        values, order = a.diagonal(dim1=-2, dim2=-1).sort()
+        return values, torch.eye(a.shape[-1])[order].mT.contiguous()
+
+    monkeypatch.setattr(torch.linalg, "eigh", sort)
+    diagonal = torch.arange(2305.0).flip(0)
+    values, vectors, info = ops.eigh([torch.eye(3), torch.diag(diagonal)])
+    assert info.tolist() == [0, 0]
+    assert torch.equal(values[1], diagonal.flip(0)) and torch.equal(vectors[1].argmax(0), torch.arange(2305).flip(0))
+
+
 def test_bad_results_are_repaired_or_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library is made to answer wrongly for one matrix, then to give up on the stack, then for good."""
+    monkeypatch.setattr(_eigh, "_solve_by_kernel", _eigh._solve_by_library)
     honest = torch.linalg.eigh
     matrices = torch.stack([factor(12, 30), factor(12, 12), factor(12, 20)]).float()
 
