@@ -46,8 +46,8 @@ struct EighProblem {
   const void* matrix;
   ScalarType type;  ///< kFloat32 or kFloat64
   std::int64_t size, row_stride, column_stride;
-  void* values;     ///< (size)
-  void* vectors_t;  ///< (size, size), contiguous: one eigenvector after the other
+  void* values;        ///< (size)
+  void* vectors_t;     ///< (size, size), contiguous: one eigenvector after the other
   std::int32_t* code;  ///< an EighCode
 };
 

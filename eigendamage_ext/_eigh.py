@@ -1,4 +1,4 @@
-"""Symmetric eigendecomposition: the kernel, LAPACK for what it leaves and where it is missing, error codes."""
+"""Symmetric eigendecomposition: the kernel, LAPACK for what it leaves or where there is none, errors."""
 
 import math
 from collections import defaultdict
@@ -66,8 +66,8 @@ def solve(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tenso
     """Decompose every matrix of a list of stacks ``(…, n, n)``, of any sizes, on one device.
 
     Returns:
-        Eigenvalues ``(…, n)`` and eigenvectors ``(…, n, n)`` of each stack, each vector contiguous; int32 codes
-        of all matrices in order.
+        Eigenvalues ``(…, n)`` and eigenvectors ``(…, n, n)`` of each stack, each vector contiguous; int32
+        codes of all matrices in order.
     """
     stacks = [matrix.to(_solved_in(matrix)) for matrix in matrices]
     if all(stack.is_cpu for stack in stacks):
@@ -128,7 +128,9 @@ def _solve_by_library(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Te
         results = _solve_stack(torch.cat([stacks[index] for index in members]))
         parts = [torch.split(result, [len(stacks[index]) for index in members]) for result in results]
         for index, *found in zip(members, *parts, strict=True):
-            solved[index] = tuple(part.clone() for part in found)  # an operator's results may not share memory
+            solved[index] = tuple(
+                part.clone() for part in found
+            )  # an operator's results may not share memory
     order = range(len(stacks))
     return (
         [solved[index][0].reshape(matrices[index].shape[:-1]) for index in order],

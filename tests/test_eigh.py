@@ -306,7 +306,9 @@ def test_matrices_beyond_the_kernel_are_left_to_the_library(monkeypatch: pytest.
     diagonal = torch.arange(2305.0).flip(0)
     values, vectors, info = ops.eigh([torch.eye(3), torch.diag(diagonal)])
     assert info.tolist() == [0, 0]
-    assert torch.equal(values[1], diagonal.flip(0)) and torch.equal(vectors[1].argmax(0), torch.arange(2305).flip(0))
+    assert torch.equal(values[1], diagonal.flip(0)) and torch.equal(
+        vectors[1].argmax(0), torch.arange(2305).flip(0)
+    )
 
 
 def test_bad_results_are_repaired_or_reported(monkeypatch: pytest.MonkeyPatch) -> None:

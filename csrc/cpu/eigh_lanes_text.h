@@ -52,7 +52,8 @@ Vector<T> square_root(Vector<T> x) {
     return (Vector<T>)_mm_sqrt_pd((__m128d)x);
   }
 #else
-  for (int lane = 0; lane < kLanes<T>; ++lane) x[lane] = sizeof(T) == 4 ? __builtin_sqrtf(x[lane]) : __builtin_sqrt(x[lane]);
+  for (int lane = 0; lane < kLanes<T>; ++lane)
+    x[lane] = sizeof(T) == 4 ? __builtin_sqrtf(x[lane]) : __builtin_sqrt(x[lane]);
   return x;
 #endif
 }
@@ -206,8 +207,7 @@ Block<T> next_block(std::int64_t begin, std::int64_t n, const Vector<T>* d, Vect
   Vector<T> d_end = d[n - 1], d_last = {}, d_first = {}, d_second = {}, beside = all_lanes<T>(1);
   for (std::int64_t i = n - 2; i >= begin; --i) {
     const Vector<T> size = magnitude<T>(e[i]);
-    const Mask<T> split =
-        (size <= negligible) | (size * size <= epsilon * epsilon * magnitude<T>(d[i] * d[i + 1]));
+    const Mask<T> split = (size <= negligible) | (size * size <= epsilon * epsilon * magnitude<T>(d[i] * d[i + 1]));
     const Mask<T> joined = ~split;
     e[i] = (Vector<T>)((Mask<T>)e[i] & joined);
     const Mask<T> here = Mask<T>{} + static_cast<int>(i);
@@ -364,8 +364,7 @@ std::int64_t workspace_size(std::int64_t n) {
 }
 
 template <class T>
-void solve(std::int64_t n, T* matrices, T* eigenvalues, T* ranks, T* vectors_t, std::int32_t* codes,
-                 T* workspace) {
+void solve(std::int64_t n, T* matrices, T* eigenvalues, T* ranks, T* vectors_t, std::int32_t* codes, T* workspace) {
   auto* const a = reinterpret_cast<Vector<T>*>(matrices);
   auto* const d = reinterpret_cast<Vector<T>*>(eigenvalues);
   auto* const z = reinterpret_cast<Vector<T>*>(vectors_t);

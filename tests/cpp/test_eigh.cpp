@@ -1,0 +1,308 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "cpu/eigh.h"
+#include "cpu/panels.h"
+#include "cpu/simd.h"
+#include "images.h"
+
+using namespace eigendamage;
+using testing::pick;
+using testing::Random;
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+
+enum class Kind { kNormal, kCovariance, kRankOne, kDiagonal, kBlocks, kOnes, kZero, kWilkinson, kClustered };
+constexpr Kind kKinds[] = {Kind::kNormal, Kind::kCovariance, Kind::kRankOne,   Kind::kDiagonal, Kind::kBlocks,
+                           Kind::kOnes,   Kind::kZero,       Kind::kWilkinson, Kind::kClustered};
+
+double entry(Kind kind, std::int64_t i, std::int64_t j, const std::vector<double>& x, Random& random) {
+  const double drawn = std::normal_distribution<double>()(random);
+  switch (kind) {
+    case Kind::kNormal: return drawn;
+    case Kind::kCovariance: return x[at(i)] * x[at(j)] + (i == j ? 1e-3 * static_cast<double>(i) : 0);
+    case Kind::kRankOne: return x[at(i)] * x[at(j)];
+    case Kind::kDiagonal: return i == j ? drawn : 0;
+    case Kind::kBlocks: return i / 3 == j / 3 ? drawn : 0;
+    case Kind::kOnes: return 1;
+    case Kind::kZero: return 0;
+    case Kind::kWilkinson: return i == j ? std::fabs(static_cast<double>(i) - 7) : i == j + 1 ? 1 : 0;
+    case Kind::kClustered: return (i == j ? 1 : 0) + 1e-6 * drawn;
+  }
+  return 0;
+}
+
+/// A symmetric matrix with gaps between its rows and columns and infinity above its diagonal, and what becomes of it.
+template <class T>
+class Problem {
+ public:
+  Problem(std::int64_t n, Kind kind, double scale, std::int64_t step, Random& random)
+      : n_(n), step_(step), matrix_(at(n * n * step), T(kInfinity)), values_(at(n)), vectors_(at(n * n)) {
+    std::vector<double> x;
+    for (std::int64_t i = 0; i < n; ++i) x.push_back(std::normal_distribution<double>()(random));
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t j = 0; j <= i; ++j) set(i, j, scale * entry(kind, i, j, x, random));
+    }
+  }
+
+  void set(std::int64_t i, std::int64_t j, double value) { matrix_[at((i * n_ + j) * step_)] = static_cast<T>(value); }
+  double get(std::int64_t i, std::int64_t j) const {
+    return static_cast<double>(matrix_[at((std::max(i, j) * n_ + std::min(i, j)) * step_)]);
+  }
+  void scale(int exponent) {
+    for (T& x : matrix_) x = std::ldexp(x, exponent);
+    for (T& x : values_) x = std::ldexp(x, exponent);
+  }
+
+  EighProblem view() {
+    const ScalarType type = sizeof(T) == 4 ? ScalarType::kFloat32 : ScalarType::kFloat64;
+    return {matrix_.data(), type, n_, n_ * step_, step_, values_.data(), vectors_.data(), &code_};
+  }
+
+  std::int32_t code() const { return code_; }
+  std::int64_t size() const { return n_; }
+  bool failed_with(EighCode code) const {
+    const auto nan = [](T x) { return std::isnan(x); };
+    return code_ == code && std::all_of(values_.begin(), values_.end(), nan) &&
+           std::all_of(vectors_.begin(), vectors_.end(), nan);
+  }
+  bool same_bits(const Problem& other) const {
+    return code_ == other.code_ && std::memcmp(values_.data(), other.values_.data(), values_.size() * sizeof(T)) == 0 &&
+           std::memcmp(vectors_.data(), other.vectors_.data(), vectors_.size() * sizeof(T)) == 0;
+  }
+
+  /// "" where order, signs, residual and orthogonality are right.
+  std::string fault() const {
+    if (code_ != kSolved) return "code " + std::to_string(code_);
+    double norm = 0, largest = std::numeric_limits<double>::min();
+    for (std::int64_t i = 0; i < n_; ++i) {
+      for (std::int64_t j = 0; j <= i; ++j) largest = std::max(largest, std::fabs(get(i, j)));
+    }
+    double residual = 0, skew = 0;
+    for (std::int64_t k = 0; k < n_; ++k) {
+      const auto value = static_cast<double>(values_[at(k)]) / largest;
+      if (k > 0 && values_[at(k)] < values_[at(k - 1)]) return "values out of order";
+      double most = 0;
+      for (std::int64_t i = 0; i < n_; ++i) {
+        double image = 0;
+        for (std::int64_t j = 0; j < n_; ++j) image += get(i, j) / largest * vector(k, j);
+        residual += std::pow(image - value * vector(k, i), 2);
+        norm += std::pow(get(i, k) / largest, 2);
+        if (std::fabs(vector(k, i)) > std::fabs(most)) most = vector(k, i);
+      }
+      if (!(most > 0)) return "wrong sign";
+      for (std::int64_t m = 0; m < n_; ++m) {
+        double dot = k == m ? -1 : 0;
+        for (std::int64_t i = 0; i < n_; ++i) dot += vector(k, i) * vector(m, i);
+        skew += dot * dot;
+      }
+    }
+    const double gate = 8 * static_cast<double>(n_) * static_cast<double>(std::numeric_limits<T>::epsilon());
+    const double least = static_cast<double>(n_) * static_cast<double>(std::numeric_limits<T>::denorm_min()) / largest;
+    if (!(std::sqrt(residual) <= gate * std::sqrt(norm) + least)) return "residual " + std::to_string(residual / norm);
+    if (!(std::sqrt(skew) <= gate)) return "orthogonality " + std::to_string(skew);
+    return "";
+  }
+
+ private:
+  double vector(std::int64_t k, std::int64_t i) const { return static_cast<double>(vectors_[at(k * n_ + i)]); }
+
+  std::int64_t n_, step_;
+  std::vector<T> matrix_, values_, vectors_;
+  std::int32_t code_ = -1;
+};
+
+template <class T>
+void solve(std::vector<Problem<T>>& problems, std::int64_t threads) {
+  std::vector<EighProblem> views;
+  for (Problem<T>& problem : problems) views.push_back(problem.view());
+  const ParallelFor parallel_for = testing::threads(threads);
+  cpu::eigh(views.data(), static_cast<std::int64_t>(views.size()), {&parallel_for, nullptr});
+}
+
+template <class T>
+void solve_alone(Problem<T>& problem) {
+  const EighProblem view = problem.view();
+  const ParallelFor parallel_for = testing::threads(1);
+  cpu::eigh(&view, 1, {&parallel_for, nullptr});
+}
+
+/// body(T{}, name) for both types under every instruction set of this CPU.
+template <class Body>
+void for_every_set(const Body& body) {
+  for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
+    cpu::force_instruction_set(*set);
+    body(float{}, std::string(set->name) + " float");
+    body(double{}, std::string(set->name) + " double");
+  }
+}
+
+template <class T>
+std::vector<Problem<T>> mixed(Random& random, std::int64_t count, std::int64_t largest) {
+  std::vector<Problem<T>> problems;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Kind kind = kKinds[pick(random, 0, std::size(kKinds) - 1)];
+    problems.emplace_back(pick(random, 1, largest), kind, std::pow(10.0, static_cast<double>(pick(random, -30, 30))),
+                          pick(random, 1, 2), random);
+  }
+  return problems;
+}
+
+}  // namespace
+
+TEST(every_kind_of_matrix_is_decomposed_at_every_size_around_the_lanes) {
+  for_every_set([]<class T>(T, const std::string& name) {
+    Random random(1);
+    for (std::int64_t n = 1; n <= 20; ++n) {
+      std::vector<Problem<T>> problems;
+      for (const Kind kind : kKinds) {
+        for (const double scale : {1.0, 1e30, 1e-40}) {
+          problems.emplace_back(n, kind, scale, pick(random, 1, 2), random);
+        }
+      }
+      solve(problems, 1);
+      for (const Problem<T>& problem : problems) {
+        CHECK(problem.fault().empty(), name + ", n = " + std::to_string(n) + ": " + problem.fault());
+      }
+    }
+  });
+}
+
+TEST(a_matrix_gives_the_same_bits_alone_in_any_list_and_on_any_number_of_threads) {
+  for_every_set([]<class T>(T, const std::string& name) {
+    Random random(2);
+    const std::vector<Problem<T>> given = mixed<T>(random, 120, 19);
+    std::vector<Problem<T>> alone = given, reversed(given.rbegin(), given.rend());
+    for (Problem<T>& problem : alone) solve_alone(problem);
+    solve(reversed, 1);
+    for (const std::int64_t threads : {1, 2, 5}) {
+      std::vector<Problem<T>> listed = given;
+      solve(listed, threads);
+      for (std::size_t i = 0; i < given.size(); ++i) {
+        const std::string where = name + ", n = " + std::to_string(given[i].size());
+        CHECK(listed[i].same_bits(alone[i]), where + ", threads " + std::to_string(threads));
+        CHECK(listed[i].same_bits(reversed[given.size() - 1 - i]), where + ", reversed");
+      }
+    }
+  });
+}
+
+TEST(scaling_by_a_power_of_two_changes_no_bit_of_the_vectors) {
+  for_every_set([]<class T>(T, const std::string& name) {
+    Random random(3);
+    for (std::int64_t n = 1; n <= 20; ++n) {
+      Problem<T> one(n, Kind::kNormal, 1, 1, random), scaled = one;
+      solve_alone(one);
+      for (const int exponent : {-90, -1, 1, 100}) {
+        Problem<T> other = scaled;
+        other.scale(exponent);
+        solve_alone(other);
+        other.scale(-exponent);
+        CHECK(other.same_bits(one), name + ", n = " + std::to_string(n) + ", 2^" + std::to_string(exponent));
+      }
+    }
+  });
+}
+
+TEST(a_matrix_fails_alone) {
+  for_every_set([]<class T>(T, const std::string& name) {
+    for (const std::int64_t n : {3, 8, 16, 18}) {
+      Random random(4);
+      std::vector<Problem<T>> problems;
+      for (int i = 0; i < 9; ++i) problems.emplace_back(n, Kind::kNormal, 1, 1, random);
+      problems[2].set(n - 1, 0, std::nan(""));
+      problems[5].set(1, 1, kInfinity);
+      problems[7] = Problem<T>(n, Kind::kOnes, static_cast<double>(std::numeric_limits<T>::max()), 1, random);
+      solve(problems, 2);
+      for (std::size_t i = 0; i < problems.size(); ++i) {
+        const std::string where = name + ", n = " + std::to_string(n) + ", " + std::to_string(i);
+        if (i == 2 || i == 5) {
+          CHECK(problems[i].failed_with(kNotFinite), where);
+        } else if (i == 7) {
+          CHECK(problems[i].failed_with(kOverflow), where);
+        } else {
+          CHECK(problems[i].fault().empty(), where + ": " + problems[i].fault());
+        }
+      }
+    }
+  });
+}
+
+TEST(both_types_and_empty_matrices_share_a_list) {
+  Random random(5);
+  Problem<float> single(5, Kind::kNormal, 1, 1, random), none(0, Kind::kNormal, 1, 1, random);
+  Problem<double> twofold(5, Kind::kNormal, 1, 1, random), large(30, Kind::kCovariance, 1, 1, random);
+  const EighProblem views[] = {single.view(), none.view(), twofold.view(), large.view()};
+  const ParallelFor parallel_for = testing::threads(2);
+  cpu::eigh(views, 4, {&parallel_for, nullptr});
+  CHECK(single.fault().empty() && twofold.fault().empty() && large.fault().empty(), "both solved");
+  CHECK(none.code() == kSolved, "nothing to solve");
+  cpu::eigh(nullptr, 0, {&parallel_for, nullptr});
+}
+
+TEST(a_matrix_too_large_for_the_kernel_is_left) {
+  const std::int64_t n = cpu::kMaxEighSize + 1;
+  std::vector<float> numbers(at(n * n)), values(at(n));
+  std::int32_t code = -1;
+  const EighProblem problem{numbers.data(), ScalarType::kFloat32, n, n, 1, values.data(), numbers.data(), &code};
+  const ParallelFor parallel_for = testing::threads(1);
+  cpu::eigh(&problem, 1, {&parallel_for, nullptr});
+  CHECK(code == kNotAccurate && std::isnan(values.back()), std::to_string(code));
+}
+
+TEST(the_certificate_is_near_its_gate) {
+  for_every_set([]<class T>(T, const std::string& name) {
+    const auto& set = cpu::instruction_set();
+    const auto& certificate = [&]() -> const cpu::Certificate<T>& {
+      if constexpr (sizeof(T) == 4) {
+        return set.single_certificate;
+      } else {
+        return set.double_certificate;
+      }
+    }();
+    Random random(6);
+    std::normal_distribution<double> normal;
+    for (const std::int64_t n : {12, 17, 50}) {
+      const std::int64_t stride = n + 3;
+      const auto a = cpu::make_buffer<T>(n * stride), v = cpu::make_buffer<T>(n * stride);
+      const auto values = cpu::make_buffer<T>(n), workspace = cpu::make_buffer<T>(2 * cpu::kProbes * n);
+      const auto holds = [&] { return certificate.holds(n, stride, a.get(), values.get(), v.get(), workspace.get()); };
+      const double gate = 8 * static_cast<double>(n) * static_cast<double>(std::numeric_limits<T>::epsilon());
+      const auto count = static_cast<double>(n);
+      for (int repeat = 0; repeat < 20; ++repeat) {
+        for (const double size : {0.0, 0.3, 5.0}) {
+          const auto reset = [&] {  // diag(1, −1, 1, …)
+            for (std::int64_t i = 0; i < n; ++i) {
+              for (std::int64_t j = 0; j < stride; ++j) {
+                v[at(i * stride + j)] = T(i == j);
+                a[at(i * stride + j)] = j > i ? T(kInfinity) : T(i == j ? 1 - i % 2 * 2 : 0);
+              }
+              values[at(i)] = T(1 - i % 2 * 2);
+            }
+          };
+          const auto noise = [&](double scale) { return static_cast<T>(scale * size * gate * normal(random)); };
+          reset();
+          for (std::int64_t i = 0; i < n; ++i) values[at(i)] += noise(1);  // norm √n relative to ‖A‖ = √n
+          CHECK(holds() == (size < 1), name + " values, n = " + std::to_string(n) + ", " + std::to_string(size));
+          reset();
+          for (std::int64_t i = 0; i < n; ++i) {
+            for (std::int64_t j = 0; j < n; ++j) v[at(i * stride + j)] += noise(1 / count);
+          }
+          CHECK(holds() == (size < 1), name + " vectors, n = " + std::to_string(n) + ", " + std::to_string(size));
+        }
+      }
+    }
+  });
+}
+
+int main() { return check::run_tests(); }
