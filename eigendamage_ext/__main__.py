@@ -1,4 +1,4 @@
-"""The command line: ``python -m eigendamage_ext demo``."""
+"""The command line: ``python -m eigendamage_ext demo`` and ``… bench``."""
 
 import argparse
 import sys
@@ -32,11 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seeds", type=positive_integer, default=3, help="how many networks are trained (%(default)s)"
     )
     demo.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (%(default)s)")
+    bench = commands.add_parser(
+        "bench",
+        help="time the kernels against plain PyTorch on this machine, in under a minute",
+        description="Computes the same by kernels and by plain PyTorch, compares, and times both in turn.",
+    )
+    bench.add_argument("--threads", type=positive_integer, help="of both (as many as PyTorch takes)")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "bench":
+            return _bench(options.threads)
         return _demo(options.output, options.seeds, options.device)
     except KeyboardInterrupt:
-        print("\ninterrupted; no report was written", file=sys.stderr)
+        lost = "no report was written" if options.command == "demo" else "nothing is lost"
+        print(f"\ninterrupted; {lost}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -77,6 +86,22 @@ def _demo(output: Path, seeds: int, device: str) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    return 0
+
+
+def _bench(threads: int | None) -> int:
+    import torch
+    from rich.console import Console
+
+    from . import bench
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        bench.run_bench(Console())
+    except ArithmeticError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

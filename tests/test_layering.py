@@ -20,7 +20,7 @@ ORDER = [
     ["artifact"],
     ["report"],
     ["_meter"],
-    ["demo", "cli"],
+    ["demo", "bench", "cli"],
     ["__main__"],
 ]
 APART = ["training", "data", "models"]  # import private modules alone
