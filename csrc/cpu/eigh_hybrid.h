@@ -8,7 +8,7 @@ namespace eigendamage::cpu {
 constexpr std::int64_t eigh_stride(std::int64_t n) { return (n + 15) / 16 * 16; }
 
 /// Numbers of scratch that EighKernels::hybrid needs.
-constexpr std::int64_t eigh_hybrid_workspace(std::int64_t n) { return 2 * (n + 32) * eigh_stride(n) + 32 * (n + 64); }
+constexpr std::int64_t eigh_hybrid_workspace(std::int64_t n) { return 3 * n * (n + 64) + 200 * (n + 64) + 4096; }
 
 /// The eigensolver for one matrix, once per instruction set. T is float or double.
 template <class T>

@@ -1,0 +1,77 @@
+// Products of packed matrices, under the rules of simd_text.h.
+
+#pragma once
+
+#include "simd_text.h"
+
+namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
+namespace {
+
+/// Columns of a panel. A packed matrix is [panel][row][kPanel].
+template <class T>
+constexpr std::int64_t kPanel = 2 * kLanes<T>;
+
+/// A left factor, read entry by entry.
+template <class T>
+struct Left {
+  const T* entries;
+  std::int64_t row_step, inner_step;
+};
+
+template <class T, int Rows, int Vectors, bool Subtract>
+__attribute__((noinline)) void product_tile(Left<T> left, const T* right, std::int64_t inner, T* const* out,
+                                            std::int64_t column) {
+  Vector<T> sum[Rows][Vectors] = {};
+  const T* entry = left.entries;
+  for (; inner > 0; --inner, entry += left.inner_step, right += kPanel<T>) {
+    Vector<T> across[Vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) across[v] = load(right + v * kLanes<T>);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) sum[r][v] += across[v] * entry[r * left.row_step];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      T* to = out[r] + column + v * kLanes<T>;
+      store(to, Subtract ? load(to) - sum[r][v] : sum[r][v]);
+    }
+  }
+}
+
+template <class T, int Rows, bool Subtract>
+std::int64_t product_rows(Left<T> left, const T* right, std::int64_t inner, std::int64_t begin, std::int64_t rows,
+                          T* const* out, std::int64_t column, std::int64_t columns) {
+  for (; begin + Rows <= rows; begin += Rows) {
+    const Left<T> from{left.entries + begin * left.row_step, left.row_step, left.inner_step};
+    if (columns > kLanes<T>) {
+      product_tile<T, Rows, 2, Subtract>(from, right, inner, out + begin, column);
+    } else {
+      product_tile<T, Rows, 1, Subtract>(from, right, inner, out + begin, column);
+    }
+  }
+  return begin;
+}
+
+/// out[r][column + c] = or −= Σ_i left(r, i) · right[i·kPanel + c] for r < rows, c < columns ≤ kPanel. Whole vectors are
+/// written: `right` holds zeros beyond the columns.
+template <class T, bool Subtract>
+void product(Left<T> left, const T* right, std::int64_t inner, std::int64_t rows, T* const* out, std::int64_t column,
+             std::int64_t columns) {
+  constexpr int most = kTileRows < kLanes<T> ? kTileRows : kLanes<T>;
+  std::int64_t done = product_rows<T, most, Subtract>(left, right, inner, 0, rows, out, column, columns);
+  if constexpr (most > 4) {
+    done = product_rows<T, 4, Subtract>(left, right, inner, done, rows, out, column, columns);
+  }
+  if constexpr (most > 2) {
+    done = product_rows<T, 2, Subtract>(left, right, inner, done, rows, out, column, columns);
+  }
+  product_rows<T, 1, Subtract>(left, right, inner, done, rows, out, column, columns);
+}
+
+}  // namespace
+}  // namespace eigendamage::cpu::EIGENDAMAGE_LEVEL

@@ -1,0 +1,197 @@
+// The secular equation 1/ρ + Σ_j z_j² / (d_j − λ) = 0, under the rules of simd_text.h.
+
+#pragma once
+
+#include "eigh_numbers_text.h"
+
+namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
+namespace {
+
+/// D + ρ·z·zᵀ with ascending d (count ≥ 2) and no zero in z: its eigenvalues are the roots of the secular equation.
+template <class T>
+struct Secular {
+  std::int64_t count;
+  const T *d, *z;
+  T rho;
+};
+
+/// Roots `first` … of the equation, one a lane. A root is origin + shift, the origin its closer pole, so that d_j − root
+/// is known to the last bit.
+template <class T>
+struct Roots {
+  typename VectorOf<T>::index left_pole;  // the sum is split into the poles up to this one and those behind
+  typename VectorOf<T>::index is_last;    // the last root lies right of all poles
+  Vector<T> left, right;                  // the split's two poles
+  Vector<T> left_z, right_z;
+  Vector<T> origin, shift, low, high;
+};
+
+/// 1/ρ + ψ + φ at a point, split at left_pole, with the slopes.
+template <class T>
+struct SecularValue {
+  Vector<T> psi, phi, psi_slope, phi_slope;
+};
+
+template <class T>
+SecularValue<T> evaluate(const Secular<T>& equation, const Roots<T>& roots, std::int64_t first) {
+  SecularValue<T> value{};
+  const std::int64_t count = equation.count;
+  const std::int64_t before = first < count - 2 ? first : count - 2;  // poles left of every lane's split
+  const std::int64_t behind = first + kLanes<T> < count ? first + kLanes<T> : count;
+  std::int64_t j = 0;
+  for (; j < before; ++j) {
+    const Vector<T> term = equation.z[j] / ((equation.d[j] - roots.origin) - roots.shift);
+    value.psi += term * equation.z[j];
+    value.psi_slope += term * term;
+  }
+  for (; j < behind; ++j) {
+    const Vector<T> term = equation.z[j] / ((equation.d[j] - roots.origin) - roots.shift);
+    const auto is_left = static_cast<T>(j) <= __builtin_convertvector(roots.left_pole, Vector<T>);
+    const Vector<T> left = is_left ? term : Vector<T>{}, right = is_left ? Vector<T>{} : term;
+    value.psi += left * equation.z[j];
+    value.psi_slope += left * left;
+    value.phi += right * equation.z[j];
+    value.phi_slope += right * right;
+  }
+  for (; j < count; ++j) {
+    const Vector<T> term = equation.z[j] / ((equation.d[j] - roots.origin) - roots.shift);
+    value.phi += term * equation.z[j];
+    value.phi_slope += term * term;
+  }
+  return value;
+}
+
+/// The root of c·x² − a·x + b that continues the split's two poles.
+template <class T>
+Vector<T> two_pole_root(const Roots<T>& roots, Vector<T> a, Vector<T> b, Vector<T> c) {
+  const Vector<T> square = a * a - 4 * b * c, root = square_roots<T>(square > 0 ? square : Vector<T>{});
+  const Vector<T> sided = roots.is_last ? -root : root;
+  const auto stable = (roots.is_last ? -a : a) > 0;
+  const Vector<T> above = stable ? 2 * b : a - sided, below = stable ? a + sided : 2 * c;
+  return above / below;
+}
+
+/// Brackets the roots between their poles and takes the closer pole as origin, a first guess as shift.
+template <class T>
+Roots<T> start_roots(const Secular<T>& equation, std::int64_t first) {
+  Roots<T> roots{};
+  const std::int64_t last = equation.count - 1;
+  const T *d = equation.d, *z = equation.z;
+  T squares = 0;
+  for (std::int64_t j = 0; j <= last; ++j) squares += z[j] * z[j];
+  const T reach = equation.rho * squares;
+  Vector<T> gap{};
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    const std::int64_t k = first + lane < last ? first + lane : last, left = k < last ? k : last - 1;
+    roots.left_pole[lane] = static_cast<std::int32_t>(left);
+    roots.is_last[lane] = k == last ? -1 : 0;
+    roots.left[lane] = d[left];
+    roots.right[lane] = d[left + 1];
+    roots.left_z[lane] = z[left];
+    roots.right_z[lane] = z[left + 1];
+    roots.origin[lane] = d[k];
+    gap[lane] = k < last ? d[k + 1] - d[k] : reach;
+  }
+  roots.shift = gap / 2;
+  const SecularValue<T> middle = evaluate(equation, roots, first);
+  const Vector<T> f = 1 / equation.rho + middle.psi + middle.phi;
+  const Vector<T> left_square = roots.left_z * roots.left_z, right_square = roots.right_z * roots.right_z;
+  const Vector<T> rest = f - left_square / ((roots.left - roots.origin) - roots.shift) -
+                         right_square / ((roots.right - roots.origin) - roots.shift);
+  const auto is_left = f >= 0, keeps = is_left | roots.is_last;
+  roots.origin = keeps ? roots.origin : roots.right;
+  roots.low = is_left ? Vector<T>{} : roots.is_last ? gap / 2 : -gap / 2;
+  roots.high = is_left ? gap / 2 : roots.is_last ? gap : Vector<T>{};
+  const Vector<T> left = roots.left - roots.origin, right = roots.right - roots.origin;
+  const Vector<T> guess = two_pole_root(roots, rest * (left + right) + left_square + right_square,
+                                        rest * left * right + left_square * right + right_square * left, rest);
+  const auto inside = (guess > roots.low) & (guess < roots.high);
+  roots.shift = inside ? guess : (roots.low + roots.high) / 2;
+  return roots;
+}
+
+template <class T>
+bool any(typename VectorOf<T>::index mask) {
+  std::int64_t words[sizeof(mask) / sizeof(std::int64_t)], all = 0;
+  __builtin_memcpy(words, &mask, sizeof mask);
+  for (const std::int64_t word : words) all |= word;
+  return all != 0;
+}
+
+/// Li's middle way: ψ and φ are each replaced by the pole next to the root plus a constant, matched in value and slope;
+/// bisection where that leaves the bracket.
+template <class T>
+Roots<T> find_roots(const Secular<T>& equation, std::int64_t first) {
+  constexpr T eps = Limits<T>::eps;
+  Roots<T> roots = start_roots(equation, first);
+  const T noise = eps * (8 + static_cast<T>(equation.count) / 16), constant = 1 / equation.rho;
+  for (int step = 0; step < 100; ++step) {
+    const SecularValue<T> value = evaluate(equation, roots, first);
+    const Vector<T> f = constant + value.psi + value.phi, slope = value.psi_slope + value.phi_slope;
+    const Vector<T> size = constant - value.psi + magnitude(value.phi) + magnitude(roots.shift) * slope;
+    const auto open = magnitude(f) > noise * size;
+    if (!any<T>(open)) break;
+    roots.low = f < 0 ? roots.shift : roots.low;
+    roots.high = f < 0 ? roots.high : roots.shift;
+    const Vector<T> left = (roots.left - roots.origin) - roots.shift;
+    const Vector<T> right = (roots.right - roots.origin) - roots.shift;
+    const Vector<T> change = two_pole_root(roots, (left + right) * f - left * right * slope, left * right * f,
+                                           f - left * value.psi_slope - right * value.phi_slope);
+    const Vector<T> next = roots.shift + change;
+    const auto inside = (next > roots.low) & (next < roots.high);
+    const Vector<T> moved = inside ? next : (roots.low + roots.high) / 2;
+    const auto moves = open & (magnitude(moved - roots.shift) > eps * magnitude(moved));
+    roots.shift = open ? moved : roots.shift;
+    if (!any<T>(moves)) break;
+  }
+  return roots;
+}
+
+/// values[k] are the roots, and column k of `vectors`, packed as [k / kLanes][row of j][k % kLanes], the unit eigenvector,
+/// whose component j lies in row places[j]. It is that of the z for which the computed roots are exact (Gu and
+/// Eisenstat), so that the vectors are orthogonal however close the roots. products: count vectors.
+template <class T>
+void solve_secular(const Secular<T>& equation, const std::int32_t* places, T* values, T* vectors, Vector<T>* products) {
+  const std::int64_t count = equation.count;
+  for (std::int64_t j = 0; j < count; ++j) products[j] = spread(T(1));
+  for (std::int64_t first = 0; first < count; first += kLanes<T>) {
+    const Roots<T> roots = find_roots(equation, first);
+    T* columns = vectors + first * count;
+    Vector<T> poles{}, lane_index{};
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+      const std::int64_t k = first + lane;
+      lane_index[lane] = static_cast<T>(k);
+      poles[lane] = equation.d[k < count ? k : count - 1];
+      if (k < count) values[k] = roots.origin[lane] + roots.shift[lane];
+    }
+    const auto exists = lane_index < static_cast<T>(count);
+    for (std::int64_t j = 0; j < count; ++j) {
+      const Vector<T> difference = (equation.d[j] - roots.origin) - roots.shift;
+      store(columns + places[j] * kLanes<T>, difference);
+      const Vector<T> gap = lane_index == static_cast<T>(j) ? spread(T(1)) : equation.d[j] - poles;
+      products[j] *= exists ? difference / gap : spread(T(1));
+    }
+  }
+  for (std::int64_t j = 0; j < count; ++j) {
+    T lanes[kLanes<T>], product = 1;
+    store(lanes, products[j]);
+    for (int i = 0; i < kLanes<T>; ++i) product *= lanes[i];
+    const T root = square_root(magnitude(product));
+    products[j] = spread(equation.z[j] < 0 ? -root : root);
+  }
+  for (std::int64_t first = 0; first < count; first += kLanes<T>) {
+    T* columns = vectors + first * count;
+    Vector<T> squares{};
+    for (std::int64_t j = 0; j < count; ++j) {
+      T* entry = columns + places[j] * kLanes<T>;
+      const Vector<T> component = products[j] / load(entry);
+      store(entry, component);
+      squares += component * component;
+    }
+    const Vector<T> scale = 1 / square_roots<T>(squares);
+    for (std::int64_t j = 0; j < count; ++j) store(columns + j * kLanes<T>, load(columns + j * kLanes<T>) * scale);
+  }
+}
+
+}  // namespace
+}  // namespace eigendamage::cpu::EIGENDAMAGE_LEVEL
