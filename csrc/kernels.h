@@ -23,8 +23,8 @@ struct Execution {
 };
 
 /// The compiled core: one entry per kernel, the same for every backend. Callers have checked shapes, types and overlap.
-/// Every output is exactly symmetric, `out` is assumed symmetric where beta ≠ 0, and results do not depend on the number
-/// of threads. Channels of x are split into out.groups consecutive blocks of C/g. An empty batch has the sum 0.
+/// Every factor is exactly symmetric, its `out` is assumed symmetric where beta ≠ 0, and results do not depend on the
+/// number of threads. Channels of x are split into out.groups consecutive blocks of C/g. An empty batch has the sum 0.
 struct Kernels {
   /// S[g] = Σ_p x_gp x_gpᵀ over positions p = (n, h, w).
   /// x (N, C, H, W); out (g, F, F), F = C/g, or C/g + 1 with `bias`, which appends the constant 1 to x_gp.
@@ -39,6 +39,12 @@ struct Kernels {
   /// x (N, C, H, W); out (g, D, D), D = C/g·kh·kw, plus 1 with `bias`, which appends the constant 1 to a_gnt.
   void (*patch_covariance)(const ImageView& x, const ConvGeometry& geometry, bool bias, const Update& update,
                            const FactorView& out, const Execution& run);
+
+  /// S = Σ_n (Σ_t g_nt a_ntᵀ)², squared entry by entry: of the gradient of every example's own loss by the weight.
+  /// x (N, C, H, W); g (N, O, Ho, Wo) of x's type, its O channels in the same C / out.inputs groups as x's; out (O, C/g,
+  /// kh, kw).
+  void (*gradient_second_moment)(const ImageView& x, const ImageView& g, const ConvGeometry& geometry,
+                                 const Update& update, const WeightView& out, const Execution& run);
 
   /// A = V·diag(λ)·Vᵀ of `count` matrices of any sizes: eigenvalues λ ascend, row k of Vᵀ is the unit eigenvector of λ[k],
   /// its component of largest magnitude, the first of equals, positive. ‖AV − VΛ‖ ≤ 8·n·eps·‖A‖ and ‖VᵀV − 1‖ ≤ 8·n·eps

@@ -24,6 +24,15 @@ struct ConvGeometry {
   ConvAxis vertical, horizontal;
 };
 
+/// A convolution's weight, or a number for each of its entries: (outputs, inputs, kernel height, kernel width) with any
+/// strides. `inputs` are those of one group. float for every input but kFloat64, else double.
+struct WeightView {
+  void* data;
+  ScalarType type;  ///< kFloat32 or kFloat64
+  std::int64_t outputs, inputs;
+  std::int64_t output_stride, input_stride, row_stride, column_stride;
+};
+
 /// `groups` square matrices (groups, size, size), rows contiguous; float for every x but kFloat64, else double.
 struct FactorView {
   void* data;

@@ -27,4 +27,15 @@ def patch_covariance_(
     out: Tensor,
 ) -> None: ...
 def eigh(stacks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor, list[int]]: ...
+def gradient_second_moment_(
+    x: Tensor,
+    g: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    alpha: float,
+    beta: float,
+    out: Tensor,
+) -> None: ...
 def build_info() -> dict[str, str | bool]: ...

@@ -73,6 +73,25 @@ def check_images(op: str, x: Any) -> None:
         )
 
 
+def check_rows(op: str, x: Any, settings: dict[str, Any], padding: Any) -> None:
+    """``(N, …, F)`` as a `torch.nn.Linear` reads it, which has no convolution's settings."""
+    check_tensor(op, "x", x)
+    check_device(op, x)
+    shape = tuple(x.shape)
+    if x.dim() < 2:
+        rule, got = "be (N, …, C_in) without kernel_size", f"a {x.dim()}-D tensor of shape {shape}"
+        raise ValueError(fault(op, "x", rule, got, "add the batch with x[None]"))
+    if 0 in shape[1:]:
+        raise ValueError(
+            fault(op, "x", "have channels and positions", f"shape {shape}", "only the batch may be empty")
+        )
+    for name, value in settings.items():
+        if value != 1:
+            raise ValueError(fault(op, name, "be 1 without kernel_size", repr(value), "give kernel_size"))
+    if padding != 0:
+        raise ValueError(fault(op, "padding", "be 0 without kernel_size", repr(padding), "give kernel_size"))
+
+
 def check_bool(op: str, name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(fault(op, name, "be True or False", repr(value), "pass a bool"))
@@ -153,9 +172,13 @@ def divisor(op: str, alpha: Any, beta: Any, reduction: Any, count: int) -> int:
 
 def check_out(op: str, out: Any, x: Tensor, groups: int, size: int, beta: float) -> None:
     """`out` can take the result: ``(size, size)``, or ``(groups, size, size)`` for more than one group."""
+    check_result(op, out, x, (size, size) if groups == 1 else (groups, size, size), beta)
+
+
+def check_result(op: str, out: Any, x: Tensor, shape: tuple[int, ...], beta: float) -> None:
+    """`out`, where given, can take a result of this shape."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shape = (size, size) if groups == 1 else (groups, size, size)
-    if groups * size * size * dtype.itemsize >= LIMIT:
+    if math.prod(shape) * dtype.itemsize >= LIMIT:
         raise ValueError(
             fault(op, "the result", "have fewer than 2^63 bytes", f"shape {shape}", "use smaller kernels")
         )
@@ -180,6 +203,25 @@ def check_out(op: str, out: Any, x: Tensor, groups: int, size: int, beta: float)
         )
     if out.requires_grad:
         raise ValueError(fault(op, "out", "not require grad", "a tensor that does", "pass out.detach()"))
+
+
+def check_gradient(op: str, g: Any, x: Tensor, shape: tuple[int | str, ...], groups: int) -> None:
+    """`g` is a gradient at the output of a layer that read x: of this shape but for the channels, "C_out"."""
+    check_tensor(op, "g", g)
+    for what, ours, theirs in (("on the device", x.device, g.device), ("of the dtype", x.dtype, g.dtype)):
+        if ours != theirs:
+            raise ValueError(fault(op, "g", f"be {what} of x, {ours}", theirs, "convert one of them"))
+    fits = g.dim() == len(shape) and all(
+        size == "C_out" or size == length for size, length in zip(shape, g.shape, strict=True)
+    )
+    if not fits:
+        listed = "(" + ", ".join(map(str, shape)) + ")"
+        remedy = "pass the gradient at the output of the layer that read x"
+        raise ValueError(fault(op, "g", f"have shape {listed}", tuple(g.shape), remedy))
+    channels = g.shape[shape.index("C_out")]
+    if channels == 0 or channels % groups != 0:
+        rule = f"have a positive multiple of groups = {groups} channels"
+        raise ValueError(fault(op, "g", rule, channels, "use the layer's own groups"))
 
 
 def check_matrices(matrices: Sequence[Any], stacked: bool, errors: Any, names: Any) -> None:

@@ -1,10 +1,10 @@
 """The compiled kernels as functions of tensors.
 
-Common to the covariances: ``out = beta·out + alpha·reduced``, ``reduced`` being the mean or the plain sum of
-outer products. Without ``out`` a new tensor is returned, with it ``out`` itself; ``beta = 0`` never reads it.
+Common to all but `eigh`: ``out = beta·out + alpha·reduced``, ``reduced`` being the mean or the plain sum of
+terms. Without ``out`` a new tensor is returned, with it ``out`` itself; ``beta = 0`` never reads it.
 Inputs are float32, float64, bfloat16 or float16 with any strides, read where they are; the halves give
-float32. Results are exactly symmetric; where ``beta`` is not 0, ``out`` is taken to be. An empty batch sums
-to 0, and its mean is 0 too. Inputs that require grad are detached: no gradient flows through.
+float32. Covariances are exactly symmetric; where ``beta`` is not 0, ``out`` is taken to be. An empty batch
+sums to 0, and its mean is 0 too. Inputs that require grad are detached: no gradient flows through.
 `eigendamage_ext.reference` holds a plain PyTorch twin of each function.
 """
 
@@ -22,7 +22,7 @@ except ImportError as error:
         "run `make build` in the source tree, or `pip install --no-build-isolation .`"
     ) from error
 
-from eigendamage_ext import _arguments, _eigh
+from eigendamage_ext import _arguments, _eigh, _images
 from eigendamage_ext._arguments import IntOrPair
 from eigendamage_ext._eigh import EighError, Failure
 
@@ -33,6 +33,7 @@ __all__ = [
     "channel_covariance",
     "covariance",
     "eigh",
+    "gradient_second_moment",
     "patch_covariance",
 ]
 
@@ -179,6 +180,75 @@ def patch_covariance(
     return _call(op, x, (*window, bias), groups, divisor, alpha, beta, out)
 
 
+def gradient_second_moment(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: IntOrPair | None = None,
+    *,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    reduction: str = "mean",
+    out: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+) -> Tensor:
+    """Second moment of the gradients of examples by a weight: ``Σ_n (Σ_t g_nt a_ntᵀ)²``, entry by entry.
+
+    ``g_nt (C_out,)`` is the gradient of the loss of example n alone at output position t, ``a_nt`` the patch
+    that was read there: the diagonal of the Fisher, or of its eigenbasis where `x` and `g` are rotated. No
+    example's gradient is ever held.
+
+    Args:
+        x: the layer's input, ``(N, C_in, H, W)``, or ``(N, …, C_in)`` without `kernel_size`; any dimensions
+            between are positions of one example.
+        g: the gradient at its output, ``(N, C_out, H_out, W_out)`` or ``(N, …, C_out)``, in the dtype of `x`,
+            with any strides. Both are copied only where more than two dimensions of positions need it.
+        kernel_size: int or (vertical, horizontal), as in `torch.nn.Conv2d`; None for a `torch.nn.Linear`.
+        stride: likewise.
+        padding: int, pair, "same" or "valid", as in `channel_covariance`.
+        dilation: int or (vertical, horizontal).
+        groups: as in `torch.nn.Conv2d`.
+        reduction: "mean" over N examples, or "sum".
+        out: a tensor for the result, with any strides; it may not overlap `x` or `g`.
+        alpha: factor of the new term.
+        beta: factor of what `out` held.
+
+    Returns:
+        The shape of the layer's weight, ``(C_out, C_in/g, kh, kw)`` or ``(C_out, C_in)``.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
+    """
+    op = "gradient_second_moment"
+    if kernel_size is None:
+        _arguments.check_rows(op, x, {"stride": stride, "dilation": dilation, "groups": groups}, padding)
+        _arguments.check_gradient(op, g, x, (*x.shape[:-1], "C_out"), groups)
+        shape: tuple[int, ...] = (g.shape[-1], x.shape[-1])
+    else:
+        _arguments.check_images(op, x)
+        window = _arguments.window(op, x, kernel_size, stride, padding, dilation)
+        inputs = _arguments.group_size(op, x.shape[1], groups)
+        _arguments.check_gradient(op, g, x, (x.shape[0], "C_out", *window.positions), groups)
+        shape = (g.shape[1], inputs, *window.kernel)
+    divisor = _arguments.divisor(op, alpha, beta, reduction, x.shape[0])
+    _arguments.check_result(op, out, x, shape, beta)
+    x, g = x.detach(), g.detach()
+    settings: tuple[Any, ...]
+    if kernel_size is None:
+        x, g = _images.positions_as_pixels(x), _images.positions_as_pixels(g)
+        settings = ((1, 1), (1, 1), (0, 0), (1, 1))
+    else:
+        settings = window[:4]
+    if out is None:
+        new: Tensor = _OPS.gradient_second_moment(x, g, *settings, groups, divisor, alpha)
+        return new.view(shape)
+    weight = out[:, :, None, None] if kernel_size is None else out
+    _OPS.gradient_second_moment_(x, g, *settings, divisor, alpha, beta, weight)
+    return out
+
+
 def eigh(
     matrices: Tensor | Sequence[Tensor], *, errors: str = "raise", names: Sequence[str] | None = None
 ) -> tuple[Any, Any, Tensor]:
@@ -296,28 +366,27 @@ def _define_covariance(op: str, parameters: str, run: Callable[..., None], size:
     _define(f"{op}_(Tensor x, {parameters}, {into}) -> ()", update, lambda *_: None)
 
 
-def _as_images(x: Tensor, feature_dim: int) -> Tensor:
-    """``(N, F, H, W)`` whose positions are the rows of x; a copy only where three strides are too few."""
-    sizes, strides = list(x.shape), list(x.stride())
-    features, feature_stride = sizes.pop(feature_dim), strides.pop(feature_dim)
-    if 0 in sizes:
-        return x.new_empty((0, features, 1, 1))
-    rows: list[tuple[int, int]] = []  # (stride, size), outermost first; what continues its neighbour joins it
-    for stride, size in sorted(zip(strides, sizes, strict=True), reverse=True):
-        if size > 1 and rows and rows[-1][0] == size * stride:
-            rows[-1] = (stride, rows[-1][1] * size)
-        elif size > 1:
-            rows.append((stride, size))
-    if len(rows) > 3:
-        return x.movedim(feature_dim, -1).reshape(-1, features)[:, :, None, None]
-    single = (0, 1)
-    if len(rows) == 2:
-        rows.insert(1, single)
-    elif len(rows) == 1 and rows[0][0] >= feature_stride:
-        rows += [single, single]  # a batch of single pixels
-    batch, height, width = [single] * (3 - len(rows)) + rows
-    shape = (batch[1], features, height[1], width[1])
-    return x.as_strided(shape, (batch[0], feature_stride, height[0], width[0]), x.storage_offset())
+_RUN_SECOND_MOMENT: Callable[..., None] = _C.gradient_second_moment_
+
+
+def _new_weight(x: Tensor, g: Tensor, *arguments: Any) -> Tensor:
+    kernel, _, _, _, groups, _, _ = arguments
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((g.shape[1], x.shape[1] // groups, *kernel), dtype=dtype)
+
+
+def _second_moment(x: Tensor, g: Tensor, *arguments: Any) -> Tensor:
+    *settings, _, divisor, alpha = arguments
+    out = _new_weight(x, g, *arguments)
+    _RUN_SECOND_MOMENT(x, g, *settings, alpha / divisor, 0.0, out)
+    return out
+
+
+def _update_second_moment(x: Tensor, g: Tensor, *arguments: Any) -> None:
+    *settings, divisor, alpha, beta, out = arguments
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    _RUN_SECOND_MOMENT(x, g, *settings, alpha / divisor, beta, out)
 
 
 _WINDOW = "SymInt[2] kernel, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt[2] positions"
@@ -325,7 +394,7 @@ _WINDOW = "SymInt[2] kernel, SymInt[2] stride, SymInt[2] padding, SymInt[2] dila
 _define_covariance(
     "covariance",
     "int feature_dim, bool bias",
-    lambda x, feature_dim, *rest: _C.covariance_(_as_images(x, feature_dim), *rest),
+    lambda x, feature_dim, *rest: _C.covariance_(_images.rows_as_pixels(x, feature_dim), *rest),
     lambda x, groups, feature_dim, bias: x.shape[feature_dim] // groups + bias,
 )
 _define_covariance(
@@ -339,5 +408,18 @@ _define_covariance(
     f"{_WINDOW}, bool bias",
     _C.patch_covariance_,
     lambda x, groups, kernel, *rest: x.shape[1] // groups * kernel[0] * kernel[1] + rest[-1],
+)
+_CONVOLUTION = "SymInt[2] kernel, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
+_define(
+    f"gradient_second_moment(Tensor x, Tensor g, {_CONVOLUTION}, SymInt groups, SymInt divisor, float alpha)"
+    " -> Tensor",
+    _second_moment,
+    _new_weight,
+)
+_define(
+    f"gradient_second_moment_(Tensor x, Tensor g, {_CONVOLUTION}, SymInt divisor, float alpha, float beta,"
+    " Tensor(a!) out) -> ()",
+    _update_second_moment,
+    lambda *_: None,
 )
 _define("eigh(Tensor[] matrices) -> (Tensor[], Tensor[], Tensor)", _eigh.solve, _eigh.fake)

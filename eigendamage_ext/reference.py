@@ -74,6 +74,37 @@ def patch_covariance(
     return _update(_gram(columns, bias), columns.shape[2], reduction, out, alpha, beta)
 
 
+def gradient_second_moment(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: int | tuple[int, int] | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    reduction: str = "mean",
+    out: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+) -> Tensor:
+    """``Σ_n (Σ_t g_nt a_ntᵀ)²`` over ``x (N, C_in, H, W)``, ``g (N, C_out, …)``, or ``(N, …, C)``: over N."""
+    if kernel_size is None:
+        positions = math.prod(x.shape[1:-1])
+        columns = _upcast(x).reshape(len(x), 1, positions, x.shape[-1]).mT
+        gradients = _upcast(g).reshape(len(g), 1, positions, g.shape[-1]).mT
+        shape: tuple[int, ...] = (g.shape[-1], x.shape[-1])
+    else:
+        patches = unfold(x, kernel_size, stride=stride, padding=padding, dilation=dilation)
+        examples, channels, offsets, positions = patches.shape
+        columns = patches.reshape(examples, groups, channels // groups * offsets, positions)
+        gradients = _upcast(g).reshape(examples, groups, g.shape[1] // groups, positions)
+        shape = (g.shape[1], channels // groups, *_pair(kernel_size))
+    per_example = torch.einsum("ngot,ngit->ngoi", gradients, columns)
+    total = per_example.square().sum(dim=0).reshape(shape)
+    return _update(total, len(x), reduction, out, alpha, beta)
+
+
 def unfold(
     x: Tensor,
     kernel_size: int | tuple[int, int],
@@ -132,17 +163,16 @@ def _eigh_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gram(columns: Tensor, bias: bool) -> Tensor:
-    """``(g, F, R)`` to ``(g, F, F)``, with the homogeneous coordinate last where asked."""
+    """``(g, F, R)`` to ``(F, F)`` or ``(g, F, F)``, with the homogeneous coordinate last where asked."""
     if bias:
         columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
-    return columns @ columns.mT
+    gram = columns @ columns.mT
+    return gram[0] if len(gram) == 1 else gram
 
 
 def _update(
     total: Tensor, count: int, reduction: str, out: Tensor | None, alpha: float, beta: float
 ) -> Tensor:
-    if total.shape[0] == 1:
-        total = total[0]
     if reduction == "mean":
         total = total / max(count, 1)
     updated = alpha * total if out is None or beta == 0 else beta * out + alpha * total

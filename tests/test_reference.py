@@ -75,6 +75,34 @@ def test_patch_and_channel_covariance(kh: int, kw: int, kwargs: dict[str, Any]) 
     torch.testing.assert_close(ours, expected / (count * kh * kw))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize(("kh", "kw", "kwargs"), GEOMETRIES)
+def test_gradient_second_moment_of_a_convolution(kh: int, kw: int, kwargs: dict[str, Any]) -> None:
+    """Against autograd: the gradient of one example at a time."""
+    x = torch.randn(3, 4, 7, 6, dtype=torch.float64)
+    weight = torch.zeros(8, 4 // kwargs.get("groups", 1), kh, kw, dtype=torch.float64, requires_grad=True)
+    g = torch.randn_like(torch.nn.functional.conv2d(x, weight, **kwargs))
+    expected = torch.zeros_like(weight)
+    for example, gradient in zip(x, g, strict=True):
+        output = torch.nn.functional.conv2d(example[None], weight, **kwargs)
+        expected += torch.autograd.grad(output, weight, gradient[None])[0] ** 2
+    ours = reference.gradient_second_moment(x, g, (kh, kw), reduction="sum", **kwargs)
+    torch.testing.assert_close(ours, expected.detach())
+    mean = reference.gradient_second_moment(x, g, (kh, kw), **kwargs)
+    torch.testing.assert_close(mean, expected.detach() / 3)
+
+
+@pytest.mark.parametrize("middle", [(), (5,), (2, 3), (2, 1, 3)])
+def test_gradient_second_moment_of_rows(middle: tuple[int, ...]) -> None:
+    x = torch.randn(3, *middle, 4, dtype=torch.float64)
+    g = torch.randn(3, *middle, 2, dtype=torch.float64)
+    expected = torch.zeros(2, 4, dtype=torch.float64)
+    for rows, gradients in zip(x.reshape(3, -1, 4), g.reshape(3, -1, 2), strict=True):
+        expected += sum(torch.outer(b, a) for a, b in zip(rows, gradients, strict=True)) ** 2
+    torch.testing.assert_close(reference.gradient_second_moment(x, g, reduction="sum"), expected)
+    torch.testing.assert_close(reference.gradient_second_moment(x, g), expected / 3)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("feature_dim", [0, 1, -1])
 def test_covariance(feature_dim: int, groups: int) -> None:
@@ -111,5 +139,7 @@ def test_empty_batch_is_zero() -> None:
         reference.covariance(x, feature_dim=1, bias=True),
         reference.channel_covariance(x, 3),
         reference.patch_covariance(x, 3, bias=True, groups=2),
+        reference.gradient_second_moment(x, torch.randn(0, 6, 3, 3), 3, groups=2),
+        reference.gradient_second_moment(x, torch.randn(0, 4, 5, 6)),
     ):
         assert result.numel() and not result.any()

@@ -13,6 +13,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("patch_covariance_", &bindings::patch_covariance_, unlocked, arg("x"), arg("kernel"), arg("stride"),
         arg("padding"), arg("dilation"), arg("output_size"), arg("bias"), arg("alpha"), arg("beta"), arg("out"));
   m.def("eigh", &bindings::eigh, unlocked, arg("stacks"));
+  m.def("gradient_second_moment_", &bindings::gradient_second_moment_, unlocked, arg("x"), arg("g"), arg("kernel"),
+        arg("stride"), arg("padding"), arg("dilation"), arg("alpha"), arg("beta"), arg("out"));
   m.def("build_info", [] {
     return py::dict(arg("simd") = bindings::cpu_instruction_set(), arg("cuda") = bindings::has_cuda(),
                     arg("torch") = bindings::torch_version());

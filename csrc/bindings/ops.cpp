@@ -8,6 +8,7 @@
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -30,27 +31,36 @@ ParallelFor torch_threads() {
   };
 }
 
-/// Calls launch(kernels, out view, execution) on x's device and current stream.
+using Input = std::pair<const char*, const at::Tensor&>;  // its name, itself
+
+/// Calls launch(kernels, execution) on the device and current stream of the inputs.
 template <class Launch>
-void run(const char* op, const at::Tensor& x, const at::Tensor& out, Launch&& launch) {
+void run(const std::string& op, std::initializer_list<Input> inputs, const at::Tensor& out, Launch&& launch) {
   if (out.numel() == 0) return;
-  const auto refuse = [op](const char* what) {
-    throw std::invalid_argument(std::string(op) + ": out must not overlap " + what);
+  const auto refuse = [&op](const std::string& what) {
+    throw std::invalid_argument(op + ": out must not overlap " + what);
   };
   if (may_overlap_itself(out)) refuse("itself, got one whose strides revisit elements; pass out.clone()");
-  if (may_overlap(x, out)) refuse("x, got views of the same memory; pass a tensor of its own");
+  for (const auto& [name, input] : inputs) {
+    if (may_overlap(input, out)) refuse(name + std::string(", got views of the same memory; pass a tensor of its own"));
+  }
+  const at::Tensor& x = inputs.begin()->second;
   const c10::DeviceGuard guard(x.device());
   const Kernels& kernels = kernels_for(x.device());
   const ParallelFor parallel_for = torch_threads();
   void* stream = x.is_cpu() ? nullptr : at::accelerator::getCurrentStream(x.device().index()).native_handle();
-  const Execution execution{&parallel_for, stream};
-  if (has_contiguous_rows(out)) {
-    launch(kernels, factor_view(out), execution);
-  } else {
+  launch(kernels, Execution{&parallel_for, stream});
+}
+
+/// Calls launch(kernels, factor view, execution), on a copy of `out` where its rows are not contiguous.
+template <class Launch>
+void run_factor(const char* op, const at::Tensor& x, const at::Tensor& out, Launch&& launch) {
+  run(op, {{"x", x}}, out, [&](const Kernels& kernels, const Execution& execution) {
+    if (has_contiguous_rows(out)) return launch(kernels, factor_view(out), execution);
     const at::Tensor rows = out.contiguous();
     launch(kernels, factor_view(rows), execution);
     out.copy_(rows);
-  }
+  });
 }
 
 ConvGeometry geometry(Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size) {
@@ -94,7 +104,7 @@ void add_problems(const at::Tensor& stack, const at::Tensor& values, const at::T
 }  // namespace
 
 void covariance_(const at::Tensor& x, bool bias, double alpha, double beta, const at::Tensor& out) {
-  run("covariance", x, out, [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
+  run_factor("covariance", x, out, [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
     kernels.covariance(image_view(x), bias, {alpha, beta}, view, execution);
   });
 }
@@ -102,16 +112,27 @@ void covariance_(const at::Tensor& x, bool bias, double alpha, double beta, cons
 void channel_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size,
                          double alpha, double beta, const at::Tensor& out) {
   const ConvGeometry window = geometry(kernel, stride, padding, dilation, output_size);
-  run("channel_covariance", x, out, [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
-    kernels.channel_covariance(image_view(x), window, {alpha, beta}, view, execution);
-  });
+  run_factor("channel_covariance", x, out,
+             [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
+               kernels.channel_covariance(image_view(x), window, {alpha, beta}, view, execution);
+             });
 }
 
 void patch_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size,
                        bool bias, double alpha, double beta, const at::Tensor& out) {
   const ConvGeometry window = geometry(kernel, stride, padding, dilation, output_size);
-  run("patch_covariance", x, out, [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
-    kernels.patch_covariance(image_view(x), window, bias, {alpha, beta}, view, execution);
+  run_factor("patch_covariance", x, out,
+             [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
+               kernels.patch_covariance(image_view(x), window, bias, {alpha, beta}, view, execution);
+             });
+}
+
+void gradient_second_moment_(const at::Tensor& x, const at::Tensor& g, Pair kernel, Pair stride, Pair padding,
+                             Pair dilation, double alpha, double beta, const at::Tensor& out) {
+  if (g.dim() != 4 || out.dim() != 4) throw std::invalid_argument("g and out must be 4-D");
+  const ConvGeometry window = geometry(kernel, stride, padding, dilation, {g.size(2), g.size(3)});
+  run("gradient_second_moment", {{"x", x}, {"g", g}}, out, [&](const Kernels& kernels, const Execution& execution) {
+    kernels.gradient_second_moment(image_view(x), image_view(g), window, {alpha, beta}, weight_view(out), execution);
   });
 }
 

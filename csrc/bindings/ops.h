@@ -11,8 +11,8 @@ namespace eigendamage::bindings {
 
 using Pair = std::array<std::int64_t, 2>;  // vertical, horizontal
 
-/// kernels.h on tensors: x (N, C, H, W) with any strides, out (g, F, F) with any strides, on one device. The callers have
-/// checked the arguments against each other; here only overlap and the device are looked at.
+/// kernels.h on tensors: x (N, C, H, W), out (g, F, F), or g (N, O, Ho, Wo) and out (O, C/g, kh, kw), with any strides, on
+/// one device. The callers have checked the arguments against each other; here only overlap and the device are looked at.
 void covariance_(const at::Tensor& x, bool bias, double alpha, double beta, const at::Tensor& out);
 
 void channel_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size,
@@ -20,6 +20,9 @@ void channel_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair pad
 
 void patch_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size,
                        bool bias, double alpha, double beta, const at::Tensor& out);
+
+void gradient_second_moment_(const at::Tensor& x, const at::Tensor& g, Pair kernel, Pair stride, Pair padding,
+                             Pair dilation, double alpha, double beta, const at::Tensor& out);
 
 /// Eigenvalues (…, n) and eigenvectors (…, n, n) as columns, each vector contiguous, of every stack (…, n, n), float or
 /// double with any strides, all on the CPU; int32 codes of all matrices in order; and which of these, by number, were left

@@ -3,10 +3,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "../views.h"
 
@@ -34,6 +34,12 @@ inline FactorView factor_view(const at::Tensor& out) {
   return {out.mutable_data_ptr(), scalar_type(out), out.size(0), out.size(1), out.stride(0), out.stride(1)};
 }
 
+/// out (O, C/g, kh, kw) with any strides.
+inline WeightView weight_view(const at::Tensor& out) {
+  return {out.mutable_data_ptr(), scalar_type(out), out.size(0),   out.size(1),
+          out.stride(0),          out.stride(1),    out.stride(2), out.stride(3)};
+}
+
 inline bool has_contiguous_rows(const at::Tensor& out) { return out.size(2) == 1 || out.stride(2) == 1; }
 
 /// The first address of a tensor that is not empty, and the address behind its last element.
@@ -51,10 +57,10 @@ inline bool may_overlap(const at::Tensor& a, const at::Tensor& b) {
   return a_begin < b_end && b_begin < a_end;
 }
 
-/// Whether two elements of out (g, F, F) may share an address: every stride must step over all that the smaller ones reach.
+/// Whether two elements of out may share an address: every stride must step over all that the smaller ones reach.
 inline bool may_overlap_itself(const at::Tensor& out) {
-  std::array<std::pair<std::int64_t, std::int64_t>, 3> dims;  // stride, size
-  for (std::size_t i = 0; i < 3; ++i) dims[i] = {out.strides()[i], out.sizes()[i]};
+  std::vector<std::pair<std::int64_t, std::int64_t>> dims;  // stride, size
+  for (std::int64_t i = 0; i < out.dim(); ++i) dims.emplace_back(out.stride(i), out.size(i));
   std::sort(dims.begin(), dims.end());
   std::int64_t reach = 0;
   for (const auto& [stride, size] : dims) {

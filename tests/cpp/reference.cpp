@@ -125,6 +125,30 @@ std::vector<double> patch_covariance(const ImageView& x, const ConvGeometry& geo
   return result;
 }
 
+std::vector<double> gradient_second_moment(const ImageView& x, const ImageView& g, const ConvGeometry& geometry,
+                                           std::int64_t groups) {
+  std::vector<double> result;
+  const std::int64_t outputs = g.channels / groups, positions = g.height * g.width;
+  for (std::int64_t group = 0; group < groups; ++group) {
+    const Patches patches = unfold(x, geometry, groups, group, false);
+    for (std::int64_t o = group * outputs; o < (group + 1) * outputs; ++o) {
+      for (std::size_t i = 0; i < patches.columns; ++i) {
+        double sum = 0;
+        for (std::int64_t n = 0; n < x.batch; ++n) {
+          double gradient = 0;
+          for (std::int64_t t = 0; t < positions; ++t) {
+            const auto row = static_cast<std::size_t>(n * positions + t);
+            gradient += element(g, n, o, t / g.width, t % g.width) * patches.values[row * patches.columns + i];
+          }
+          sum += gradient * gradient;
+        }
+        result.push_back(sum);
+      }
+    }
+  }
+  return result;
+}
+
 std::vector<double> patch_covariance_in_float(const ImageView& x, const ConvGeometry& geometry) {
   const Patches patches = unfold(x, geometry, 1, 0, false);
   constexpr std::size_t kBlock = 256;  // rows that a matrix product sums at a time

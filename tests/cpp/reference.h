@@ -17,6 +17,10 @@ std::vector<double> channel_covariance(const eigendamage::ImageView& x, const ei
 std::vector<double> patch_covariance(const eigendamage::ImageView& x, const eigendamage::ConvGeometry& geometry,
                                      std::int64_t groups, bool bias);
 
+/// out (O, C/g, kh, kw), O the channels of g (N, O, Ho, Wo).
+std::vector<double> gradient_second_moment(const eigendamage::ImageView& x, const eigendamage::ImageView& g,
+                                           const eigendamage::ConvGeometry& geometry, std::int64_t groups);
+
 /// The same patch covariance as one product of float matrices would give it: what plain code is accurate to.
 std::vector<double> patch_covariance_in_float(const eigendamage::ImageView& x,
                                               const eigendamage::ConvGeometry& geometry);
