@@ -1,8 +1,9 @@
 """Prune trained CIFAR-10 ResNets without fine-tuning and print what accuracy is left.
 
-    python -m benchmarks.accuracy --data DIR [--images N] [--networks NAME ...] [--json PATH]
+    python -m benchmarks.accuracy --data DIR [--images N] [--networks NAME ...] [--scores kfac ekfac]
 
-Budgets are met by the paper's rule, one threshold on the scores, and by the least predicted loss.
+Budgets are met by the paper's rule, one threshold on the scores, and by the least predicted loss. Scores are
+the eigenvalues of the Kronecker factors (kfac) or their corrections in the eigenbasis (ekfac).
 
 DIR holds the networks (NAME.safetensors), cifar10_train4000.npz (lossless training images) and
 cifar10_jpeg.npz (all of CIFAR-10 as JPEG). Every figure is measured on the JPEG test images; a network
@@ -39,6 +40,7 @@ BN_IMAGES, BATCH = 1024, 128
 HEADER = (
     "network",
     "allocation",
+    "scores",
     "budget",
     "FLOPs",
     "params",
@@ -50,7 +52,7 @@ HEADER = (
     "out",
     "both",
 )
-COLUMNS = "{:<21} {:<10} {:>6} {:>8} {:>8} {:>8} {:>8} {:>7} {:>6} {:>3} {:>4} {:>5}"
+COLUMNS = "{:<21} {:<10} {:<6} {:>6} {:>8} {:>8} {:>8} {:>8} {:>7} {:>6} {:>3} {:>4} {:>5}"
 
 
 def load_network(folder: Path, name: str) -> ResNet:
@@ -88,22 +90,26 @@ def accuracies(model: nn.Module, test: TensorLoader, calibration: TensorLoader) 
 
 
 def measure(
-    folder: Path, name: str, plans: list[tuple[str, float]], test: TensorLoader, factor_images: int
+    folder: Path, name: str, plans: list[tuple[str, str, float]], test: TensorLoader, factor_images: int
 ) -> list[dict[str, Any]]:
-    """One record for the dense network and one per (allocation, budget); prints each as it comes."""
+    """One record for the dense network and one per (allocation, scores, budget); prints each as it comes."""
     model = load_network(folder, name)
     images, labels = training_images(folder, NETWORKS[name][1], factor_images)
     calibration = TensorLoader(images[:BN_IMAGES], batch_size=BATCH)
-    factors = ed.estimate_factors(model, TensorLoader(images, labels, batch_size=BATCH))
+    loader = TensorLoader(images, labels, batch_size=BATCH)
+    factors = ed.estimate_factors(model, loader)
+    if any(scores == "ekfac" for _, scores, _ in plans):
+        factors.second_moments(model, loader)
     records = []
-    for allocation, budget in (("threshold", 1.0), *plans):
-        plan = ed.plan(model, factors, target={"flops": budget}, allocation=allocation)
+    for allocation, scores, budget in (("threshold", "kfac", 1.0), *plans):
+        plan = ed.plan(model, factors, target={"flops": budget}, allocation=allocation, scores=scores)
         result = plan.apply(model)
         plain, recalibrated = accuracies(result.model, test, calibration)
         records.append(
             {
                 "network": name,
                 "allocation": allocation,
+                "scores": scores,
                 "budget": budget,
                 "flops": result.flops_after,
                 "params": result.params_after,
@@ -124,6 +130,7 @@ def _print_row(record: dict[str, Any]) -> None:
     row = COLUMNS.format(
         record["network"] if record["budget"] == 1 else "",
         record["allocation"] if record["budget"] < 1 else "",
+        record["scores"] if record["budget"] < 1 else "",
         f"{record['budget']:g}",
         f"{100 * record['flops_kept']:.2f} %",
         f"{100 * record['params_kept']:.1f} %",
@@ -146,6 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), metavar="NAME")
     add("--budgets", nargs="+", type=float, default=list(BUDGETS), metavar="F", help="shares of FLOPs kept")
     add("--allocations", nargs="+", default=["threshold", "least_loss"], metavar="NAME")
+    add("--scores", nargs="+", choices=["kfac", "ekfac"], default=["kfac"], metavar="NAME")
     add("--json", type=Path, metavar="PATH", help="write the records here as well")
     options = parser.parse_args(arguments)
     if not options.data.is_dir():
@@ -159,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"factors from {options.factor_images} training images, BN re-estimated on {bn_images} of them.\n"
     )
     print(COLUMNS.format(*HEADER))
-    plans = list(product(options.allocations, options.budgets))
+    plans = list(product(options.allocations, options.scores, options.budgets))
     records = []
     for name in options.networks:
         records += measure(options.data, name, plans, test, options.factor_images)

@@ -158,7 +158,7 @@ def prepare(kind: str, against: str) -> Contest:
     return Contest("factor_pass", f"{kind}, {against}", run, others, least_rounds=1)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the others import
+@pytest.mark.filterwarnings("ignore")  # of the other libraries
 @pytest.mark.parametrize("kind", ["channel", "patch"])
 @pytest.mark.parametrize("against", ["its network", "other ways"])
 def test_factor_pass(contest: Callable[[Contest], None], kind: str, against: str) -> None:

@@ -24,10 +24,10 @@ def random_layer_factors(spec: LayerSpec, dtype: torch.dtype = torch.float64) ->
     )
 
 
-def eigenbasis(factors: LayerFactors) -> LayerEigenbasis:
+def eigenbasis(factors: LayerFactors, S: Tensor | None = None) -> LayerEigenbasis:
     """By LAPACK, so that what is tested with it does not rest on the package's own solver."""
     A, G = (torch.linalg.eigh(factor) for factor in (factors.A, factors.G))
-    return LayerEigenbasis(Eigen(A.eigenvalues, A.eigenvectors), Eigen(G.eigenvalues, G.eigenvectors))
+    return LayerEigenbasis(Eigen(A.eigenvalues, A.eigenvectors), Eigen(G.eigenvalues, G.eigenvectors), S)
 
 
 def random_factors(

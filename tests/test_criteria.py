@@ -19,8 +19,12 @@ LAYERS = {
 
 
 @pytest.fixture(params=LAYERS.values(), ids=LAYERS.keys())
-def case(request):
-    layer = request.param().double()
+def layer(request):
+    return request.param().double()
+
+
+@pytest.fixture
+def case(layer):
     spec = LayerSpec.of("layer", layer)
     factors = random_layer_factors(spec)
     return layer, spec, factors, eigendamage_scores(spec, layer, eigenbasis(factors))
@@ -55,6 +59,29 @@ def test_predicted_loss_is_the_quadratic_form_of_what_is_cut(case):
         for o in range(spec.out_per_group + 1):
             cut = weight - projected(weight, scores, slice(i), slice(o))
             expected = quadratic_loss(spec, factors, cut)
+            assert scores.predicted_loss(i, o) == pytest.approx(expected, rel=1e-10, abs=1e-13)
+
+
+def test_with_second_moments_it_is_the_quadratic_form_that_has_them_as_diagonal(layer):
+    spec = LayerSpec.of("layer", layer)
+    S = torch.rand(layer.weight.shape, dtype=torch.float64)
+    basis = eigenbasis(random_layer_factors(spec), S)
+    scores = eigendamage_scores(spec, layer, basis)
+    Q_A, Q_G = (
+        e.vectors.contiguous().reshape(spec.groups, -1, e.vectors.shape[-1]) for e in (basis.A, basis.G)
+    )
+    identity = torch.eye(spec.kernel_positions, dtype=torch.float64)
+    # In the order (output, input, offset) of weight and S; the forms of all groups.
+    columns = [torch.kron(g, torch.kron(a, identity)) for a, g in zip(Q_A, Q_G, strict=True)]
+    diagonals = S.reshape(spec.groups, -1)
+    forms = [q @ s.diag() @ q.mT for q, s in zip(columns, diagonals, strict=True)]
+    weight = by_group(layer, spec)
+    for i in range(spec.in_per_group + 1):
+        for o in range(spec.out_per_group + 1):
+            cut = (weight - projected(weight, scores, slice(i), slice(o))).transpose(2, 3)
+            expected = 0.5 * sum(
+                float(v.flatten() @ form @ v.flatten()) for v, form in zip(cut, forms, strict=True)
+            )
             assert scores.predicted_loss(i, o) == pytest.approx(expected, rel=1e-10, abs=1e-13)
 
 

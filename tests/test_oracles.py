@@ -75,6 +75,41 @@ def test_curvlinops(case, loss, fisher, weight_sharing):
         )
 
 
+@pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+@pytest.mark.parametrize("case", CASES)
+def test_curvlinops_eigenvalue_corrections(case, fisher, weight_sharing):
+    """In our eigenbasis, as a matrix may have many. Theirs too ignore weight sharing once they have it."""
+    curvlinops = pytest.importorskip("curvlinops")
+    make, batch = CASES[case]
+    model, x, y = make(), batch(), labels("cross_entropy", N, CLASSES)
+    model(x)
+    data = [(x[:4], y[:4]), (x[4:], y[4:])]
+    ours = estimate_factors(
+        model, data, fisher=fisher, kind="patch", weight_sharing=weight_sharing, progress=False
+    )
+    moments = ours.second_moments(model, data, progress=False)
+    theirs = curvlinops.EKFACLinearOperator(
+        model,
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        data,
+        fisher_type={"exact": "type-2", "empirical": "empirical"}[fisher],
+        kfac_approx=weight_sharing,
+        separate_weight_and_bias=False,
+        check_deterministic=False,
+    )
+    for name, basis in ours.eigenbasis().items():
+        theirs._input_covariances_eigenvectors[name] = basis.A.vectors
+        theirs._gradient_covariances_eigenvectors[name] = basis.G.vectors
+    theirs.compute_eigenvalue_correction()
+    assert len(moments) == len(theirs._corrected_eigenvalues)
+    for name, S in moments.items():
+        found = theirs._corrected_eigenvalues[name]
+        found = found if isinstance(found, Tensor) else next(iter(found.values()))  # a layer without a bias
+        torch.testing.assert_close(S, found, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_einconv(groups):
     """Their sum over positions is not divided by T, and they know no bias: T times ours."""

@@ -176,6 +176,42 @@ def test_the_head_is_found_where_it_is_not_the_last_layer():
     assert measure(Convolutional(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1)), torch.zeros(1, 3, 6, 6)).head == "1"
 
 
+@pytest.mark.parametrize("allocation", ["threshold", "least_loss"])
+def test_second_moments_as_scores(net, allocation):
+    """Θ of every layer is that of a dense computation, and the plan says what it was made with."""
+    data = [torch.randn(8, *EXAMPLE)]
+    factors = ed.estimate_factors(net, data, progress=False)
+    factors.second_moments(net, data, progress=False)
+    settings = {"target": {"flops": 0.5}, "allocation": allocation}
+    plan = ed.plan(net, factors, scores="ekfac", **settings)
+    basis = factors.eigenbasis()
+    for name, row in plan.items():
+        scores, spec = plan.scores(name), row.spec
+        if scores is None:
+            continue
+        Q_A, Q_G = (
+            e.vectors.double().reshape(spec.groups, *e.vectors.shape[-2:])
+            for e in (basis[name].A, basis[name].G)
+        )
+        weight = net.get_submodule(name).weight.detach().double()
+        weight = weight.reshape(spec.groups, spec.out_per_group, spec.in_per_group, -1)
+        rotated = torch.einsum("gxo,gxyk,gyi->goik", Q_G, weight, Q_A)
+        theta = (factors[name].S.double().reshape(rotated.shape) * rotated**2).sum(-1)
+        for g in range(spec.groups):
+            outputs, inputs = scores.output_order[g], scores.input_order[g]
+            theta[g] = theta[g][outputs][:, inputs]
+        torch.testing.assert_close(scores.importance, theta.sum(0), rtol=1e-3, atol=1e-5 * theta.max().item())
+        kept = scores.importance[: row.output_rank, : row.input_rank].sum()
+        assert row.predicted_loss == pytest.approx(
+            0.5 * float(scores.importance.sum() - kept), rel=1e-9, abs=1e-12
+        )
+    assert plan.settings["scores"] == "ekfac" and plan.settings["factors"]["moments_count"] == 8
+    assert str(plan).splitlines()[0].endswith("ekfac scores")
+    plain = ed.plan(net, factors, **settings)
+    assert str(plain).splitlines()[0].endswith("kfac scores") and plain.settings["scores"] == "kfac"
+    assert plain.predicted_loss != plan.predicted_loss
+
+
 @pytest.mark.parametrize("max_ratio", [0.0, 0.3, 0.5])
 def test_max_ratio(net, factors, max_ratio):
     plan = ed.plan(net, factors, target={"ratio": 0.85 * max_ratio}, max_ratio=max_ratio, prune_head=True)
@@ -354,7 +390,12 @@ def test_factors_of_another_kind(net):
     [
         ({"target": {"flops": 2}}, ValueError, "target"),
         ({"method": "magic"}, ValueError, "method must be one of eigendamage, got 'magic'"),
-        ({"scores": "ekfac"}, ValueError, "scores must be one of kfac, got 'ekfac'"),
+        ({"scores": "fisher"}, ValueError, "scores must be one of kfac, ekfac, got 'fisher'"),
+        (
+            {"scores": "ekfac"},
+            ValueError,
+            r"factors must have second moments .*got none; call factors\.second_moments\(model, loader\)",
+        ),
         ({"max_ratio": 1.5}, ValueError, r"max_ratio must lie in \[0, 1\]"),
         ({"max_ratio": float("nan")}, ValueError, r"max_ratio must lie in \[0, 1\]"),
         ({"max_ratio": "half"}, TypeError, "max_ratio must be a number, got 'half'"),

@@ -100,7 +100,7 @@ def test_an_exception_leaves_the_model_as_it_was(net, inplace):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"target": {"flops": 2}}, {"method": "magic"}, {"max_ratio": 2}, {"round_to": 0}, {"scores": "ekfac"}],
+    [{"target": {"flops": 2}}, {"method": "magic"}, {"max_ratio": 2}, {"round_to": 0}, {"scores": "fisher"}],
     ids=str,
 )
 def test_settings_are_checked_before_the_data_is_read(net, wrong):
@@ -110,6 +110,27 @@ def test_settings_are_checked_before_the_data_is_read(net, wrong):
 
     with pytest.raises(ValueError, match="plan: "):
         prune(net, unread(), **wrong)
+
+
+def test_second_moments_are_measured_by_a_second_pass(net):
+    settings = {"target": {"flops": 0.6}, "scores": "ekfac", "progress": False}
+    result = ed.prune(net, loader(), max_examples=12, **settings)
+    factors = ed.estimate_factors(net, loader(), max_examples=12, progress=False)
+    with pytest.raises(ValueError, match="plan: factors must have second moments"):
+        ed.prune(net, None, factors=factors, **settings)
+    later = ed.prune(net, loader(), factors=factors, max_examples=12, **settings)
+    again = ed.prune(net, None, factors=factors, **settings)
+    assert factors.settings.moments_count == 12
+    assert str(result) == str(later) == str(again) != str(prune(net, target={"flops": 0.6}, max_examples=12))
+
+
+def test_a_loader_that_is_over_after_one_pass_is_refused_before_it_is_read(net):
+    def unread():
+        pytest.fail("the loader was read")
+        yield
+
+    with pytest.raises(TypeError, match=r"prune: loader must be readable twice .*got a generator"):
+        prune(net, unread(), scores="ekfac")
 
 
 def test_without_factors_a_loader_is_needed(net):

@@ -9,7 +9,7 @@ from nets import convnet, images, labels
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from eigendamage_ext.curvature import estimate_factors, moments
+from eigendamage_ext.curvature import ekfac, estimate_factors, moments
 
 HOOKS = [
     name
@@ -30,6 +30,13 @@ def busy_model() -> nn.Sequential:
         module.register_forward_pre_hook(lambda module, args: None)
     model[8].register_full_backward_hook(lambda module, inputs, outputs: None)
     return model
+
+
+def second_moments(model: nn.Module, loader, *, fisher: str, progress: bool) -> None:
+    """Both passes."""
+    data = [(torch.linspace(-1, 1, 378, dtype=torch.float64).reshape(3, 3, 6, 7), torch.arange(3))]
+    factors = estimate_factors(model, data, fisher=fisher, progress=progress)
+    factors.second_moments(model, loader, progress=progress)
 
 
 class Snapshot:
@@ -71,13 +78,14 @@ class Snapshot:
         ) == self.grad_mode
 
 
+@pytest.mark.parametrize("run", [estimate_factors, second_moments])
 @pytest.mark.parametrize("fisher", ["mc", "exact", "empirical"])
-def test_a_pass_leaves_no_trace(fisher):
+def test_a_pass_leaves_no_trace(fisher, run):
     model = busy_model()
     data = TensorDataset(images(7), labels("cross_entropy", 7))
     loader = DataLoader(data, batch_size=3, shuffle=True)
     before = Snapshot(model)
-    estimate_factors(model, loader, fisher=fisher, progress=False)
+    run(model, loader, fisher=fisher, progress=False)
     before.check()
     iter(loader)
     assert not torch.equal(torch.get_rng_state(), before.random), "a DataLoader disturbs the random state"
@@ -143,6 +151,38 @@ def test_a_pass_that_breaks_off_leaves_no_trace(where, error, monkeypatch):
     with pytest.raises(type(error), match="stop"):
         estimate_factors(model, loader(), progress=False)
     before.check()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("stop"), KeyboardInterrupt("stop")], ids=["error", "interrupt"]
+)
+@pytest.mark.parametrize("where", ["loader", "forward", "backward", "gradient"])
+def test_a_second_pass_that_breaks_off_leaves_no_trace_and_no_moments(where, error, monkeypatch):
+    model = busy_model()
+    model.insert(5, FailIn(where, error) if where in ("forward", "backward") else nn.Identity())
+    factors = estimate_factors(model, [images(3)], progress=False)
+    if where == "gradient":  # in the second batch
+        calls, original = itertools.count(1), ekfac.add_squares
+
+        def break_off(*args, **keywords):
+            if next(calls) == 6:
+                raise error
+            original(*args, **keywords)
+
+        monkeypatch.setattr(ekfac, "add_squares", break_off)
+
+    def loader():
+        for index in range(3):
+            torch.rand(1)
+            if where == "loader" and index == 1:
+                raise error
+            yield images(3), labels("cross_entropy", 3)
+
+    before = Snapshot(model)
+    with pytest.raises(type(error), match="stop"):
+        factors.second_moments(model, loader(), progress=False)
+    before.check()
+    assert all(layer.S is None for layer in factors.values()) and not factors.settings.moments_count
 
 
 def test_statistics_and_dropout_are_those_of_eval_mode():

@@ -33,7 +33,13 @@ class Batch:
 
 
 def batches(
-    loader: Iterable[Any], *, device: torch.device, max_examples: int | None, description: str, progress: bool
+    loader: Iterable[Any],
+    *,
+    device: torch.device,
+    max_examples: int | None,
+    description: str,
+    progress: bool,
+    caller: str,
 ) -> Generator[Batch, None, None]:
     """Yields what `loader` holds, up to `max_examples` examples, of which the last batch may be a part.
 
@@ -42,7 +48,7 @@ def batches(
     """
     if isinstance(loader, Tensor) or not isinstance(loader, Iterable):
         raise TypeError(
-            f"estimate_factors: loader must be an iterable of batches, got {type(loader).__name__}; "
+            f"{caller}: loader must be an iterable of batches, got {type(loader).__name__}; "
             "pass a DataLoader or a list of batches"
         )
     first = 0
@@ -50,19 +56,19 @@ def batches(
     with closing(items):
         for index, item in enumerate(items):
             left = None if max_examples is None else max_examples - first
-            inputs, targets = _unpack(index, item)
+            inputs, targets = _unpack(index, item, caller)
             inputs, targets = inputs[:left], None if targets is None else targets[:left]
             if len(inputs):
                 batch = Batch(
                     index, first, _move(inputs, device), None if targets is None else _move(targets, device)
                 )
-                _check_finite(batch)
+                _check_finite(batch, caller)
                 yield batch
             first += len(inputs)
             if first == max_examples:
                 break
     if first == 0:
-        raise ValueError("estimate_factors: loader must yield at least one example, got none; check the data")
+        raise ValueError(f"{caller}: loader must yield at least one example, got none; check the data")
 
 
 def _length(loader: Iterable[Any], max_examples: int | None) -> int | None:
@@ -78,24 +84,24 @@ def _length(loader: Iterable[Any], max_examples: int | None) -> int | None:
     return wanted if total is None else min(wanted, total)
 
 
-def _unpack(index: int, item: Any) -> tuple[Tensor, Tensor | None]:
+def _unpack(index: int, item: Any, caller: str) -> tuple[Tensor, Tensor | None]:
     """Inputs and targets of one item of a loader."""
     parts = item if isinstance(item, (list, tuple)) else (item,)
     if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) for part in parts):
         inside = f" of {', '.join(type(part).__name__ for part in parts)}" if parts is item else ""
         raise TypeError(
-            f"estimate_factors: loader must yield tensors, (input, target) or input, got a "
+            f"{caller}: loader must yield tensors, (input, target) or input, got a "
             f"{type(item).__name__}{inside} as batch {index}; convert its items"
         )
     inputs, targets = parts[0], parts[1] if len(parts) == 2 else None
     if inputs.dim() == 0:
         raise ValueError(
-            f"estimate_factors: loader must yield batches of examples, got one number as batch {index}; "
+            f"{caller}: loader must yield batches of examples, got one number as batch {index}; "
             "add a batch dimension"
         )
     if targets is not None and targets.shape[:1] != inputs.shape[:1]:
         raise ValueError(
-            "estimate_factors: loader must yield as many targets as inputs, got inputs "
+            f"{caller}: loader must yield as many targets as inputs, got inputs "
             f"{tuple(inputs.shape)} and targets {tuple(targets.shape)} in batch {index}; check its collation"
         )
     return inputs, targets
@@ -107,10 +113,10 @@ def _move(tensor: Tensor, device: torch.device) -> Tensor:
     return moved.clone() if moved.is_inference() else moved
 
 
-def _check_finite(batch: Batch) -> None:
+def _check_finite(batch: Batch, caller: str) -> None:
     for what, tensor in (("input", batch.inputs), ("target", batch.targets)):
         if tensor is not None and not tensor.isfinite().all():
             raise ValueError(
-                f"estimate_factors: loader must yield finite numbers, got NaN or infinity in the {what} of "
+                f"{caller}: loader must yield finite numbers, got NaN or infinity in the {what} of "
                 f"batch {batch.index}; clean the data"
             )

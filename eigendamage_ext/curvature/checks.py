@@ -3,25 +3,23 @@
 import operator
 
 
-def check_word(argument: str, word: object, allowed: tuple[str, ...]) -> None:
+def check_word(caller: str, argument: str, word: object, allowed: tuple[str, ...]) -> None:
     """Refuses a word that is none of the allowed ones."""
     if word not in allowed:
         raise ValueError(
-            f"estimate_factors: {argument} must be one of {', '.join(map(repr, allowed))}, got {word!r}; "
+            f"{caller}: {argument} must be one of {', '.join(map(repr, allowed))}, got {word!r}; "
             "choose one of them"
         )
 
 
-def check_integer(argument: str, value: int, *, least: int | None = None) -> int:
+def check_integer(caller: str, argument: str, value: int, *, least: int | None = None) -> int:
     """Returns an integer of any type as an int; refuses anything else, and what is below `least`."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"estimate_factors: {argument} must be an integer, got {value!r}; convert it with int()"
+            f"{caller}: {argument} must be an integer, got {value!r}; convert it with int()"
         ) from None
     if least is not None and number < least:
-        raise ValueError(
-            f"estimate_factors: {argument} must be at least {least}, got {number}; the default will do"
-        )
+        raise ValueError(f"{caller}: {argument} must be at least {least}, got {number}; the default will do")
     return number

@@ -1,13 +1,14 @@
-"""Hooks that sum a model's Kronecker factors batch by batch.
+"""Watching layers while a model runs forward and back, batch by batch.
 
-A forward hook takes the input's second moment at once, so the input is not kept, and puts a tensor hook on
-the output for the gradient's; a module's own backward hook would forbid an in-place ReLU after the layer.
-As parameters do not require grad, no weight gradient is formed and the graph starts at the first covered
-outputs.
+A forward hook sees a layer's input and puts a tensor hook on its output for the gradient; a module's own
+backward hook would forbid an in-place ReLU after the layer. As parameters do not require grad, no weight
+gradient is formed and the graph starts at the first covered outputs.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,50 +16,90 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendamage_ext.curvature.batches import Batch
+from eigendamage_ext.curvature.batches import Batch, batches
 from eigendamage_ext.curvature.fisher import Fisher
 from eigendamage_ext.curvature.layers import LayerSpec
-from eigendamage_ext.curvature.moments import add_gradient, add_input, batched, factor_shapes, input_divisor
+from eigendamage_ext.curvature.moments import batched
+from eigendamage_ext.curvature.state import device_of
 
 
 @dataclass
-class _Sums:
-    """What a layer has added up: A before its division by `divisor`, G before that by the examples."""
+class Seen:
+    """The data of a pass: number of examples; shape, without the batch, and dtype of the first input."""
 
-    spec: LayerSpec
-    A: Tensor
-    G: Tensor
-    divisor: int = 0
-    calls: int = 0  # in the current forward pass
-    gradients: int = 0
+    count: int = 0
+    example_shape: tuple[int, ...] = ()
+    example_dtype: str = ""
 
 
-class Collector:
-    """Sums A and G of some layers over batches.
+class Collector(ABC):
+    """Hands inputs and output gradients of some layers to a subclass, which sums what it needs of them.
 
     Attributes:
-        dropped: Layers whose sums would not be their factors, with the reason.
+        specs: The layers in numbers.
+        dropped: Layers whose sums are not what they should be, with the reason.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], *, kind: str, weight_sharing: str) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], *, caller: str) -> None:
+        self.specs = {name: LayerSpec.of(name, module) for name, module in layers.items()}
         self.dropped: dict[str, str] = {}
-        self._layers = layers
-        self._kind, self._weight_sharing = kind, weight_sharing
-        self._sums = {
-            name: self._zeros(LayerSpec.of(name, module), module) for name, module in layers.items()
-        }
+        self._layers, self._caller = layers, caller
         self._recording = False
-        self._examples = 0
+        self._batch: Batch
+        self._calls: Counter[str] = Counter()  # in the current forward pass
+        self._last_vector = False
+        self._called: set[str] = set()
+        self._reached: set[str] = set()  # by a gradient
         self._leaves: list[Tensor] = []
 
-    def _zeros(self, spec: LayerSpec, module: nn.Module) -> _Sums:
-        weight = module.get_parameter("weight")
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        A, G = (weight.new_zeros(shape, dtype=dtype) for shape in factor_shapes(spec, self._kind))
-        return _Sums(spec, A, G)
+    @abstractmethod
+    def add_input(self, name: str, x: Tensor, output: Tensor, batch: Batch) -> None:
+        """Takes a layer's input ``(N, …)`` in the forward pass, and its output for the sake of its shape."""
+
+    @abstractmethod
+    def add_gradient(self, name: str, gradient: Tensor, *, last: bool) -> None:
+        """Takes the gradient ``(N, …)`` at a layer's output; `last`: no other comes in this batch."""
+
+    @abstractmethod
+    def end_batch(self, batch: Batch) -> None:
+        """Releases what was kept of a batch, and refuses sums that are not finite."""
+
+    def run(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        fisher: Fisher,
+        *,
+        max_examples: int | None,
+        description: str,
+        progress: bool,
+    ) -> Seen:
+        """Collects from every batch of a loader, up to `max_examples` examples."""
+        seen = Seen()
+        stream = batches(
+            loader,
+            device=device_of(model),
+            max_examples=max_examples,
+            description=description,
+            progress=progress,
+            caller=self._caller,
+        )
+        with self._attached(), closing(stream):
+            for batch in stream:
+                self._collect(model, batch, fisher)
+                if seen.count == 0:
+                    dtype = str(batch.inputs.dtype).removeprefix("torch.")
+                    seen.example_shape, seen.example_dtype = tuple(batch.inputs.shape[1:]), dtype
+                seen.count += len(batch)
+        for name in self._layers:
+            if name not in self._called:
+                self.dropped.setdefault(name, "never called in the forward pass")
+            elif name not in self._reached:
+                self.dropped.setdefault(name, "its output received no gradient from the logits")
+        return seen
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
+    def _attached(self) -> Iterator[None]:
         """Keeps the hooks on the layers for the length of a block."""
         handles = []
         try:
@@ -71,33 +112,22 @@ class Collector:
             for handle in handles:
                 handle.remove()
 
-    def collect(self, model: nn.Module, batch: Batch, fisher: Fisher) -> None:
+    def _collect(self, model: nn.Module, batch: Batch, fisher: Fisher) -> None:
         """Adds one batch: a forward pass, and a backward pass for every vector of the Fisher."""
-        self._examples, self._leaves = len(batch), []
-        for sums in self._sums.values():
-            sums.calls = 0
+        self._batch, self._leaves = batch, []
+        self._calls.clear()
         self._recording = True
         logits = model(batch.inputs)
         self._recording = False
         self._check_logits(logits, batch)
         count = fisher.count(logits)
         for index, vector in enumerate(fisher.vectors(logits, batch.targets, batch.first), start=1):
-            torch.autograd.grad(logits, self._leaves, vector, retain_graph=index < count, allow_unused=True)
+            self._last_vector = index == count
+            torch.autograd.grad(
+                logits, self._leaves, vector, retain_graph=not self._last_vector, allow_unused=True
+            )
         self._leaves = []
-        self._check_finite(batch)
-
-    def factors(self, examples: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """A and G of every layer that is not dropped; to be called once, at the end."""
-        for name, sums in self._sums.items():
-            if name not in self.dropped and sums.divisor == 0:
-                self.dropped[name] = "never called in the forward pass"
-            elif name not in self.dropped and sums.gradients == 0:
-                self.dropped[name] = "its output received no gradient from the logits"
-        return {
-            name: (sums.A.div_(sums.divisor), sums.G.div_(examples))
-            for name, sums in self._sums.items()
-            if name not in self.dropped
-        }
+        self.end_batch(batch)
 
     def _after_forward(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -113,67 +143,54 @@ class Collector:
         return output
 
     def _record(self, name: str, x: Tensor, output: Tensor) -> None:
-        sums = self._sums[name]
-        x = batched(sums.spec, x.detach())
-        sums.calls += 1
-        if sums.calls > 1:
+        self._calls[name] += 1
+        if self._calls[name] > 1:
             self.dropped[name] = "called more than once in a forward pass"
             return
-        if self._weight_sharing == "reduce" and len(x) != self._examples:
-            self.dropped[name] = (
-                f"its input starts with {len(x)} rows where the batch has {self._examples} examples, "
-                "which weight_sharing='reduce' takes to be the same"
-            )
+        self.add_input(name, batched(self.specs[name], x.detach()), output, self._batch)
+        if name in self.dropped:
             return
-        add_input(sums.spec, x, sums.A, kind=self._kind, weight_sharing=self._weight_sharing)
-        positions = output.numel() // sums.spec.out_channels
-        sums.divisor += input_divisor(
-            sums.spec, positions, self._examples, kind=self._kind, weight_sharing=self._weight_sharing
-        )
+        self._called.add(name)
         if output.requires_grad:
             output.register_hook(partial(self._after_backward, name))  # type: ignore[no-untyped-call]
 
     def _after_backward(self, name: str, gradient: Tensor) -> None:
         if name not in self.dropped:
-            sums = self._sums[name]
-            sums.gradients += 1
-            add_gradient(sums.spec, batched(sums.spec, gradient), sums.G, weight_sharing=self._weight_sharing)
+            self._reached.add(name)
+            self.add_gradient(name, batched(self.specs[name], gradient), last=self._last_vector)
 
     def _check_logits(self, logits: Any, batch: Batch) -> None:
         if not isinstance(logits, Tensor):
             raise TypeError(
-                f"estimate_factors: model must return its logits as one tensor, got {type(logits).__name__}; "
+                f"{self._caller}: model must return its logits as one tensor, got {type(logits).__name__}; "
                 "wrap it in a module that does"
             )
         if logits.shape[:1] != batch.inputs.shape[:1]:
             raise ValueError(
-                f"estimate_factors: model must return a row of logits for each of {len(batch)} examples, got "
+                f"{self._caller}: model must return a row of logits for each of {len(batch)} examples, got "
                 f"{tuple(logits.shape)}; put the batch first"
             )
         if not logits.isfinite().all():
-            self._check_finite(batch)
+            self.end_batch(batch)
             raise ValueError(
-                "estimate_factors: model must give finite logits, got NaN or infinity in batch "
+                f"{self._caller}: model must give finite logits, got NaN or infinity in batch "
                 f"{batch.index}; check its last layers"
             )
         if not logits.requires_grad:
             raise ValueError(
-                "estimate_factors: logits must depend on a covered layer, got none that does; check that the "
+                f"{self._caller}: logits must depend on a covered layer, got none that does; check that the "
                 "model neither detaches them nor runs under no_grad, and that it calls the covered layers"
             )
 
-    def _check_finite(self, batch: Batch) -> None:
-        """Refuses a sum that is not finite. Its trace is a sum of squares, in which nothing cancels."""
-        kept = [(name, sums) for name, sums in self._sums.items() if name not in self.dropped]
-        matrices = [("input", name, sums.A) for name, sums in kept]
-        matrices += [("output gradient", name, sums.G) for name, sums in kept]
-        if not matrices:
+    def _check_finite(self, batch: Batch, sums: list[tuple[str, str, Tensor]]) -> None:
+        """Refuses a sum of squares that is not finite, naming what it is of, and of which layer."""
+        kept = [(what, name, total) for what, name, total in sums if name not in self.dropped]
+        if not kept:
             return
-        device = matrices[0][2].device
-        traces = [matrix.diagonal(dim1=-2, dim2=-1).sum().to(device) for _, _, matrix in matrices]
-        for (what, name, _), finite in zip(matrices, torch.stack(traces).isfinite().tolist(), strict=True):
+        totals = torch.stack([total.sum().to(kept[0][2].device) for _, _, total in kept])
+        for (what, name, _), finite in zip(kept, totals.isfinite().tolist(), strict=True):
             if not finite:
                 raise ValueError(
-                    f"estimate_factors: the {what} of layer {name!r} must be finite, squares too, got "
+                    f"{self._caller}: the {what} of layer {name!r} must be finite, squares too, got "
                     f"NaN or infinity in batch {batch.index}; check the weights and the scale of the data"
                 )

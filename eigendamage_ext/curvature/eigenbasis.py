@@ -24,10 +24,18 @@ class Eigen:
 
 @dataclass(frozen=True)
 class LayerEigenbasis:
-    """Eigendecompositions of a layer's input factor A and output factor G."""
+    """Eigendecompositions of a layer's input factor A and output factor G.
+
+    Attributes:
+        A: Of the input factor.
+        G: Of the output factor.
+        S: The Fisher's diagonal in this basis, as EKFAC has it, of the shape that `Factors.second_moments`
+            tells; None where λ_G λ_Aᵀ stands for it.
+    """
 
     A: Eigen
     G: Eigen
+    S: Tensor | None = None
 
 
 class Eigenbasis(Mapping[str, LayerEigenbasis]):

@@ -2,23 +2,20 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from eigendamage_ext._files import ArtifactError, read_tensors, write_tensors
-from eigendamage_ext.curvature.batches import batches
 from eigendamage_ext.curvature.checks import check_integer, check_word
-from eigendamage_ext.curvature.collector import Collector
-from eigendamage_ext.curvature.eigenbasis import Eigenbasis
+from eigendamage_ext.curvature.eigenbasis import Eigen, Eigenbasis, LayerEigenbasis
+from eigendamage_ext.curvature.ekfac import SecondMoments, second_moment_shape
+from eigendamage_ext.curvature.factor_sums import FactorSums
 from eigendamage_ext.curvature.fisher import FISHERS, LOSSES, Fisher
-from eigendamage_ext.curvature.layers import LayerSpec, Patterns, select
+from eigendamage_ext.curvature.layers import LayerSpec, Patterns, check_layer, select
 from eigendamage_ext.curvature.moments import KINDS, WEIGHT_SHARINGS, factor_shapes
-from eigendamage_ext.curvature.state import check_model, device_of, preserved
+from eigendamage_ext.curvature.state import check_model, preserved
 
 FORMAT = "eigendamage-factors"
 
@@ -31,11 +28,13 @@ class LayerFactors:
         A: Second moment of its inputs, ``(D, D)`` or, with groups, ``(g, D, D)``.
         G: Second moment of its output gradients, ``(c_out, c_out)`` or ``(g, c_out/g, c_out/g)``.
         count: Number of examples seen.
+        S: Second moments of the weight's gradient in the eigenbasis, once `Factors.second_moments` has run.
     """
 
     A: Tensor
     G: Tensor
     count: int
+    S: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class FactorSettings:
         count: Number of examples seen.
         example_shape: Shape of the first input example, without the batch dimension.
         example_dtype: Its dtype, such as "float32".
+        moments_count: Number of examples that `Factors.second_moments` saw; 0 before it has run.
     """
 
     loss: str
@@ -58,6 +58,7 @@ class FactorSettings:
     count: int
     example_shape: tuple[int, ...]
     example_dtype: str
+    moments_count: int = 0
 
 
 class Factors(Mapping[str, LayerFactors]):
@@ -76,9 +77,11 @@ class Factors(Mapping[str, LayerFactors]):
         specs: Mapping[str, LayerSpec],
         skipped: Mapping[str, str],
         settings: FactorSettings,
+        basis: Eigenbasis | None = None,
     ) -> None:
         self.layers, self.specs, self.skipped = dict(layers), dict(specs), dict(skipped)
         self.settings = settings
+        self._basis = basis
 
     def __getitem__(self, name: str) -> LayerFactors:
         return self.layers[name]
@@ -92,19 +95,111 @@ class Factors(Mapping[str, LayerFactors]):
     def __repr__(self) -> str:
         return f"Factors({len(self)} layers, {len(self.skipped)} skipped, {self.settings})"
 
-    def eigenbasis(self) -> Eigenbasis:
-        """The eigenvalues and eigenvectors of all factors, computed at the first call and kept."""
-        return self._eigenbasis
+    def eigenbasis(self, *, corrected: bool = False) -> Eigenbasis:
+        """The eigenvalues and eigenvectors of all factors, computed at the first call and kept.
 
-    @cached_property
-    def _eigenbasis(self) -> Eigenbasis:
-        return Eigenbasis.of({name: (layer.A, layer.G) for name, layer in self.items()})
+        ``basis[name].A`` and ``.G`` have ``.values`` and ``.vectors``.
+
+        Args:
+            corrected: ``basis[name].S`` is the diagonal to use in place of λ_G λ_Aᵀ (EKFAC).
+
+        Raises:
+            ValueError: There is no such diagonal; `second_moments` makes it.
+        """
+        if self._basis is None:
+            self._basis = Eigenbasis.of({name: (layer.A, layer.G) for name, layer in self.items()})
+        if not corrected:
+            return self._basis
+        if not self.settings.moments_count:
+            raise ValueError(
+                "eigenbasis: factors must have second moments for corrected=True, got none; call "
+                "factors.second_moments(model, loader) first"
+            )
+        return Eigenbasis({name: replace(self._basis[name], S=layer.S) for name, layer in self.items()})
+
+    def second_moments(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        max_examples: int | None = None,
+        progress: bool = True,
+    ) -> dict[str, Tensor]:
+        """Measures the Fisher's diagonal in the eigenbasis, for EKFAC, in a second pass over a loader.
+
+        With the weight's own gradient ∇W_nv for example n and vector v of the Fisher, as a matrix (of kind
+        "channel": at each kernel offset), and the loss, Fisher, samples and seed of these factors,
+
+            S = 1/N Σ_n Σ_v (Q_Gᵀ ∇W_nv Q_A)²        George et al. 2018, arXiv 1806.03884
+
+        S replaces λ_G λ_Aᵀ, which is what it would be if inputs and gradients were independent. Whatever
+        way weight sharing went into the factors, S is exact in their eigenbasis. It stays with the factors,
+        as ``factors[name].S``, and is saved with them. A layer's input is kept until its gradient arrives.
+
+        The model is left as it was, as by `estimate_factors`; when the pass does not end, so are the factors.
+
+        Args:
+            model: The model the factors were estimated on.
+            loader: The same data, or other data: ``(input, target)``, or inputs alone.
+            max_examples: Stop after exactly that many, within a batch if need be.
+            progress: Show a progress bar.
+
+        Returns:
+            S by layer name. Of kind "channel" it has the weight's shape, ``(c_out, c_in/g, kh, kw)`` or
+            ``(c_out, c_in)``; of kind "patch" it is ``(c_out, D)`` with the D of the factor A. Output and
+            input directions are numbered as in `eigenbasis`, group after group.
+
+        Raises:
+            TypeError, ValueError: Naming the argument, layer or batch, and the remedy.
+        """
+        caller, settings = "second_moments", self.settings
+        if max_examples is not None:
+            max_examples = check_integer(caller, "max_examples", max_examples, least=1)
+        check_model(model, caller=caller)
+        covered = {
+            name: check_layer(model, spec, caller=caller, origin="the factors")
+            for name, spec in self.specs.items()
+        }
+        basis = self.eigenbasis()
+        fisher = Fisher(settings.loss, settings.fisher, settings.samples, settings.seed, caller)
+        with preserved(model):
+            collector = SecondMoments(covered, basis, kind=settings.kind)
+            seen = collector.run(
+                model,
+                loader,
+                fisher,
+                max_examples=max_examples,
+                description="EKFAC second moments",
+                progress=progress,
+            )
+            moments = collector.moments(seen.count)
+        if collector.dropped:
+            reasons = "; ".join(f"{name!r}: {reason}" for name, reason in collector.dropped.items())
+            raise ValueError(
+                f"{caller}: every layer of the factors must have a gradient for each example, got {reasons}; "
+                "leave these out with estimate_factors(layers=…)"
+            )
+        moments = {name: S.to(self[name].A.device) for name, S in moments.items()}
+        self.layers = {name: replace(layer, S=moments[name]) for name, layer in self.items()}
+        self.settings = replace(settings, moments_count=seen.count)
+        return moments
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file, atomically."""
+        """Writes one safetensors file, atomically.
+
+        With second moments it holds the eigenbasis too: where eigenvalues are equal, another machine might
+        find another basis, and S is true in one alone.
+        """
         tensors = {
             f"{name}.{side}": getattr(layer, side) for name, layer in self.items() for side in ("A", "G")
         }
+        if self.settings.moments_count:
+            for name, layer in self.eigenbasis(corrected=True).items():
+                assert layer.S is not None
+                tensors[f"{name}.S"] = layer.S
+                for side, eigen in (("A", layer.A), ("G", layer.G)):
+                    tensors[f"{name}.{side}.values"] = eigen.values
+                    tensors[f"{name}.{side}.vectors"] = eigen.vectors
         manifest = {
             "settings": asdict(self.settings),
             "layers": [asdict(self.specs[name]) for name in self],
@@ -126,23 +221,36 @@ class Factors(Mapping[str, LayerFactors]):
                 spec.name: spec for spec in (LayerSpec(**_tuples(numbers)) for numbers in manifest["layers"])
             }
             skipped = dict(manifest["skipped"])
+            with_moments = settings.moments_count > 0
             layers = {
-                name: LayerFactors(tensors[f"{name}.A"], tensors[f"{name}.G"], settings.count)
+                name: LayerFactors(
+                    tensors[f"{name}.A"],
+                    tensors[f"{name}.G"],
+                    settings.count,
+                    tensors[f"{name}.S"] if with_moments else None,
+                )
                 for name in specs
             }
+            basis = _basis(specs, tensors) if with_moments else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 f"load: {str(path)!r} must describe all its factors, got an incomplete manifest ({error!r}); "
                 "save it again"
             ) from error
         for name, layer in layers.items():
-            found = layer.A.shape, layer.G.shape
-            if found != factor_shapes(specs[name], settings.kind):
+            A, G = factor_shapes(specs[name], settings.kind)
+            found, right = [layer.A, layer.G], [A, G]
+            if basis is not None and layer.S is not None:
+                eigen = basis[name].A, basis[name].G
+                found += [layer.S, *(e.values for e in eigen), *(e.vectors for e in eigen)]
+                right += [second_moment_shape(specs[name], settings.kind), A[:-1], G[:-1], A, G]
+            shapes = [tuple(tensor.shape) for tensor in found]
+            if shapes != right:
                 raise ArtifactError(
                     f"load: {str(path)!r} must hold factors that fit layer {name!r}, got shapes "
-                    f"{tuple(found[0])} and {tuple(found[1])}; save it again"
+                    f"{', '.join(map(str, shapes))}; save it again"
                 )
-        return cls(layers, specs, skipped, settings)
+        return cls(layers, specs, skipped, settings, basis)
 
 
 def estimate_factors(
@@ -192,35 +300,29 @@ def estimate_factors(
     Raises:
         TypeError, ValueError: Naming the argument, layer or batch, and the remedy.
     """
-    check_word("loss", loss, LOSSES)
-    check_word("fisher", fisher, FISHERS)
-    check_word("kind", kind, KINDS)
-    check_word("weight_sharing", weight_sharing, WEIGHT_SHARINGS)
-    samples = check_integer("samples", samples, least=1)
-    seed = check_integer("seed", seed)
+    caller = "estimate_factors"
+    check_word(caller, "loss", loss, LOSSES)
+    check_word(caller, "fisher", fisher, FISHERS)
+    check_word(caller, "kind", kind, KINDS)
+    check_word(caller, "weight_sharing", weight_sharing, WEIGHT_SHARINGS)
+    samples = check_integer(caller, "samples", samples, least=1)
+    seed = check_integer(caller, "seed", seed)
     if max_examples is not None:
-        max_examples = check_integer("max_examples", max_examples, least=1)
-    check_model(model)
+        max_examples = check_integer(caller, "max_examples", max_examples, least=1)
+    check_model(model, caller=caller)
     covered, skipped = select(model, layers)
     _check_any(covered, skipped)
-    chosen = Fisher(loss, fisher, samples, seed)
-    count, example_shape, example_dtype = 0, torch.Size(), ""
     with preserved(model):
-        collector = Collector(covered, kind=kind, weight_sharing=weight_sharing)
-        stream = batches(
+        collector = FactorSums(covered, kind=kind, weight_sharing=weight_sharing)
+        seen = collector.run(
+            model,
             loader,
-            device=device_of(model),
+            Fisher(loss, fisher, samples, seed, caller),
             max_examples=max_examples,
             description="Kronecker factors",
             progress=progress,
         )
-        with collector.attached(), closing(stream):
-            for batch in stream:
-                collector.collect(model, batch, chosen)
-                if count == 0:
-                    example_shape, example_dtype = batch.inputs.shape[1:], str(batch.inputs.dtype)
-                count += len(batch)
-        sums = collector.factors(count)
+        sums = collector.factors(seen.count)
     skipped = {
         name: reason
         for name, _ in model.named_modules()
@@ -228,7 +330,7 @@ def estimate_factors(
     }
     _check_any(sums, skipped)
     return Factors(
-        {name: LayerFactors(A, G, count) for name, (A, G) in sums.items()},
+        {name: LayerFactors(A, G, seen.count) for name, (A, G) in sums.items()},
         {name: LayerSpec.of(name, covered[name]) for name in sums},
         skipped,
         FactorSettings(
@@ -238,9 +340,9 @@ def estimate_factors(
             kind=kind,
             weight_sharing=weight_sharing,
             seed=seed,
-            count=count,
-            example_shape=tuple(example_shape),
-            example_dtype=example_dtype.removeprefix("torch."),
+            count=seen.count,
+            example_shape=seen.example_shape,
+            example_dtype=seen.example_dtype,
         ),
     )
 
@@ -253,6 +355,15 @@ def _check_any(layers: Mapping[str, Any], skipped: Mapping[str, str]) -> None:
             "estimate_factors: model must have a Conv2d or Linear that can be covered, got "
             f"{f'none ({reasons})' if reasons else 'no such layer'}; see `layers`"
         )
+
+
+def _basis(names: Iterable[str], tensors: Mapping[str, Tensor]) -> Eigenbasis:
+    """The eigenbasis among the tensors of a file."""
+
+    def eigen(factor: str) -> Eigen:
+        return Eigen(tensors[f"{factor}.values"], tensors[f"{factor}.vectors"])
+
+    return Eigenbasis({name: LayerEigenbasis(eigen(f"{name}.A"), eigen(f"{name}.G")) for name in names})
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

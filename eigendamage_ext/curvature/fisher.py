@@ -28,14 +28,15 @@ class Fisher:
     kind: str
     samples: int = 1
     seed: int = 0
+    caller: str = "estimate_factors"  # in errors
 
     def count(self, logits: Tensor) -> int:
         """Number of vectors for ``logits (N, C)`` or ``(N,)``, whose shape is checked first."""
-        check_logits(self.loss, logits)
+        check_logits(self.loss, logits, self.caller)
         outputs = logits.shape[1:].numel()
         if self.kind == "exact" and outputs > MAX_EXACT_VECTORS:
             raise ValueError(
-                f"estimate_factors: fisher='exact' must need at most {MAX_EXACT_VECTORS:,} backward vectors, "
+                f"{self.caller}: fisher='exact' must need at most {MAX_EXACT_VECTORS:,} backward vectors, "
                 f"got {outputs:,} (one for each output); use fisher='mc'"
             )
         return {"mc": self.samples, "exact": outputs, "empirical": 1}[self.kind]
@@ -56,7 +57,7 @@ class Fisher:
                 drawn = draw(self.loss, z, self.seed, first, index)
                 v = gradient(self.loss, z, drawn) / math.sqrt(self.samples)
             else:
-                v = gradient(self.loss, z, labels(self.loss, logits, targets))
+                v = gradient(self.loss, z, labels(self.loss, logits, targets, self.caller))
             yield v.to(logits.dtype).reshape(logits.shape)
 
 
@@ -99,53 +100,53 @@ def draw(loss: str, z: Tensor, seed: int, first: int, index: int) -> Tensor:
     return z + noise / math.sqrt(2)
 
 
-def labels(loss: str, logits: Tensor, targets: Tensor | None) -> Tensor:
+def labels(loss: str, logits: Tensor, targets: Tensor | None, caller: str) -> Tensor:
     """Checks the labels a loader gave and returns them as ``(N, C)`` float64, classes one-hot."""
     if targets is None:
         raise ValueError(
-            "estimate_factors: loader must yield (input, target) for fisher='empirical', got inputs alone; "
+            f"{caller}: loader must yield (input, target) for fisher='empirical', got inputs alone; "
             "add the labels or use fisher='mc'"
         )
     if loss == "cross_entropy":
-        return F.one_hot(_classes(logits, targets), logits.shape[1]).double()
+        return F.one_hot(_classes(logits, targets, caller), logits.shape[1]).double()
     if not targets.is_floating_point() or targets.shape != logits.shape:
         raise ValueError(
-            f"estimate_factors: targets for loss={loss!r} must be floating point of the logits' shape "
+            f"{caller}: targets for loss={loss!r} must be floating point of the logits' shape "
             f"{tuple(logits.shape)}, got {targets.dtype} {tuple(targets.shape)}; convert or reshape them"
         )
     if loss == "bce_with_logits" and not ((targets >= 0) & (targets <= 1)).all():
         raise ValueError(
-            "estimate_factors: targets for loss='bce_with_logits' must lie in [0, 1], got "
+            f"{caller}: targets for loss='bce_with_logits' must lie in [0, 1], got "
             f"{targets.min().item():g} to {targets.max().item():g}; pass probabilities"
         )
     return targets.double().reshape(len(logits), -1)
 
 
-def _classes(logits: Tensor, targets: Tensor) -> Tensor:
+def _classes(logits: Tensor, targets: Tensor, caller: str) -> Tensor:
     """Class numbers ``(N,)``, int64, each below C for ``logits (N, C)``."""
     integral = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
     if not integral or targets.shape != logits.shape[:1]:
         raise ValueError(
-            "estimate_factors: targets for loss='cross_entropy' must be class numbers, an integer tensor "
+            f"{caller}: targets for loss='cross_entropy' must be class numbers, an integer tensor "
             f"{tuple(logits.shape[:1])}, got {targets.dtype} {tuple(targets.shape)}; "
             "soft labels and label smoothing are not supported"
         )
     low, high = (int(bound) for bound in targets.aminmax())
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(
-            f"estimate_factors: targets for loss='cross_entropy' must lie in [0, {logits.shape[1]}), "
+            f"{caller}: targets for loss='cross_entropy' must lie in [0, {logits.shape[1]}), "
             f"got {low} to {high}; ignore_index is not supported, leave those examples out"
         )
     return targets.long()
 
 
-def check_logits(loss: str, logits: Tensor) -> None:
+def check_logits(loss: str, logits: Tensor, caller: str) -> None:
     """Refuses logits of another rank than the loss has."""
     shape = tuple(logits.shape)
     if logits.dim() == 2 or (logits.dim() == 1 and loss != "cross_entropy"):
         return
     allowed = "(N, C)" if loss == "cross_entropy" else "(N, C) or (N,)"
     raise ValueError(
-        f"estimate_factors: logits for loss={loss!r} must have the shape {allowed}, got {shape}; "
+        f"{caller}: logits for loss={loss!r} must have the shape {allowed}, got {shape}; "
         "losses over positions are not supported, wrap the model to return one row for each example"
     )

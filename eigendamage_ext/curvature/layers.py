@@ -9,7 +9,7 @@ import fnmatch
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -122,6 +122,30 @@ def select(model: nn.Module, layers: Patterns | None = None) -> tuple[dict[str, 
         else:
             covered[name] = module
     return covered, skipped
+
+
+def check_layer(model: nn.Module, spec: LayerSpec, *, caller: str, origin: str) -> nn.Module:
+    """The layer that `spec` describes, or a ValueError saying how the model differs."""
+    try:
+        layer = model.get_submodule(spec.name)
+        found = LayerSpec.of(spec.name, layer)
+    except (AttributeError, TypeError):
+        kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+        raise ValueError(
+            f"{caller}: model must have the {spec.kind} {spec.name!r} of {origin}, got "
+            f"{kinds.get(spec.name, 'no such layer')}; pass the model that was analysed, or one built alike"
+        ) from None
+    wrong = [
+        f"{field.name} {getattr(found, field.name)} instead of {getattr(spec, field.name)}"
+        for field in fields(spec)
+        if getattr(found, field.name) != getattr(spec, field.name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{caller}: layer {spec.name!r} of model must be as in {origin}, got {', '.join(wrong)}; pass "
+            "the model that was analysed, or one built alike"
+        )
+    return layer
 
 
 def matches(name: str, module: nn.Module | None, patterns: Patterns) -> bool:

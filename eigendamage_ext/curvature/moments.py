@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from eigendamage_ext import ops
 from eigendamage_ext.curvature.layers import LayerSpec
@@ -25,6 +25,12 @@ def factor_shapes(spec: LayerSpec, kind: str) -> tuple[tuple[int, ...], tuple[in
     d = spec.in_per_group if kind == "channel" else spec.in_per_group * spec.kernel_positions + spec.bias
     groups = () if spec.groups == 1 else (spec.groups,)
     return (*groups, d, d), (*groups, spec.out_per_group, spec.out_per_group)
+
+
+def zeros(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """A sum to begin with, on the device of a layer's weight and in its dtype (halves: float32)."""
+    weight = module.get_parameter("weight")
+    return weight.new_zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def add_input(spec: LayerSpec, x: Tensor, out: Tensor, *, kind: str, weight_sharing: str) -> None:
@@ -46,10 +52,7 @@ def add_input(spec: LayerSpec, x: Tensor, out: Tensor, *, kind: str, weight_shar
     if spec.kind == "Linear":
         ops.covariance(x, bias=bias, reduction="sum", out=out, beta=1)
         return
-    padding = spec.padding
-    if spec.padding_mode != "zeros":
-        x, padding = pad(spec, x), "valid"
-    window: dict[str, Any] = {"stride": spec.stride, "padding": padding, "dilation": spec.dilation}
+    x, window = windows(spec, x)
     shared: dict[str, Any] = {"groups": spec.groups, "reduction": "sum", "out": out, "beta": 1}
     if kind == "patch":
         ops.patch_covariance(x, spec.kernel_size, **window, **shared, bias=bias)
@@ -92,6 +95,17 @@ def mean_patch(spec: LayerSpec, x: Tensor) -> Tensor:
         for length, k, s, d in zip(x.shape[2:], spec.kernel_size, spec.stride, spec.dilation, strict=True)
     )
     return torch.stack([x[:, :, row, column].mean(dim=(2, 3)) for row in rows for column in columns], dim=2)
+
+
+def windows(spec: LayerSpec, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """The input of a convolution as the kernels take it, and where its windows stand.
+
+    Borders that are not zeros become part of the input ``(N, c_in, H, W)``.
+    """
+    padding = spec.padding
+    if spec.padding_mode != "zeros":
+        x, padding = pad(spec, x), "valid"
+    return x, {"stride": spec.stride, "padding": padding, "dilation": spec.dilation}
 
 
 def pad(spec: LayerSpec, x: Tensor) -> Tensor:

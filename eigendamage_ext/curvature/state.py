@@ -57,45 +57,41 @@ def preserved(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module, *, caller: str) -> None:
     """Refuses a model whose layers cannot be watched, or whose examples have no gradient of their own."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"estimate_factors: model must be an nn.Module, got {type(model).__name__}")
+        raise TypeError(f"{caller}: model must be an nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         where = f"{type(module).__name__} {name!r}" if name else type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(
-                f"estimate_factors: model must be eager, got {where}; pass the model before scripting"
-            )
+            raise TypeError(f"{caller}: model must be eager, got {where}; pass the model before scripting")
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise TypeError(
-                f"estimate_factors: model must be eager, got {where}, which is compiled; "
+                f"{caller}: model must be eager, got {where}, which is compiled; "
                 "pass the model before torch.compile (the wrapper holds it as `_orig_mod`)"
             )
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise TypeError(f"estimate_factors: model must not be wrapped, got {where}; pass its `.module`")
+            raise TypeError(f"{caller}: model must not be wrapped, got {where}; pass its `.module`")
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise ValueError(
-                f"estimate_factors: model must treat examples one by one in eval mode, got {where} without "
+                f"{caller}: model must treat examples one by one in eval mode, got {where} without "
                 "running statistics; use track_running_stats=True"
             )
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
-                _check_tensor(where, tensor)
+                _check_tensor(where, tensor, caller)
 
 
-def _check_tensor(where: str, tensor: torch.Tensor) -> None:
+def _check_tensor(where: str, tensor: torch.Tensor, caller: str) -> None:
     """Refuses a parameter or buffer that holds no numbers yet, or that autograd cannot use."""
     if is_lazy(tensor):
         raise ValueError(
-            f"estimate_factors: model must be initialised, got lazy {where}; run one batch through it first"
+            f"{caller}: model must be initialised, got lazy {where}; run one batch through it first"
         )
     if tensor.is_meta:
-        raise ValueError(
-            f"estimate_factors: model must hold its weights, got {where} on 'meta'; load them first"
-        )
+        raise ValueError(f"{caller}: model must hold its weights, got {where} on 'meta'; load them first")
     if tensor.is_inference():
         raise ValueError(
-            f"estimate_factors: model must allow gradients, got {where} made under inference_mode; "
+            f"{caller}: model must allow gradients, got {where} made under inference_mode; "
             "build or copy the model outside of it"
         )

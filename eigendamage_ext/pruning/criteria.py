@@ -65,19 +65,23 @@ def eigendamage_scores(spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis
 
     Θ[o', i'] = λ_G[o'] λ_A[i'] Σ_k W*[o', k, i']², W* the weight in the eigenbasis: twice the loss increase
     that a quadratic model with the Fisher block G ⊗ I_K ⊗ A predicts for setting these K numbers to zero.
+    With the diagonal of EKFAC in the model instead, Θ[o', i'] = Σ_k S[o', k, i'] W*[o', k, i']².
 
     Args:
         spec: The layer.
         layer: Its module; only the weight is read.
-        basis: Eigenvalues and eigenvectors of its channel factors A and G.
+        basis: Eigenvalues and eigenvectors of its channel factors A and G, and S if that is to count.
 
     Raises:
         ValueError: The weight or the factors are not finite.
     """
     input_values, input_basis = _per_group(basis.A.values, basis.A.vectors)
     output_values, output_basis = _per_group(basis.G.values, basis.G.vectors)
-    energy = rotate(grouped_weight(layer), input_basis, output_basis).square().sum(-1)
-    importance = output_values[:, :, None] * input_values[:, None, :] * energy
+    energy = rotate(grouped_weight(layer), input_basis, output_basis).square()
+    if basis.S is None:
+        importance = output_values[:, :, None] * input_values[:, None, :] * energy.sum(-1)
+    else:
+        importance = (basis.S.detach().to("cpu", torch.float64).reshape(energy.shape) * energy).sum(-1)
     if not importance.isfinite().all():
         raise ValueError(
             f"plan: weight and factors of {spec.name!r} must be finite, got NaN or infinity; mend the weight "

@@ -4,14 +4,14 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from eigendamage_ext.curvature.layers import LayerSpec
+from eigendamage_ext.curvature.layers import LayerSpec, check_layer
 from eigendamage_ext.pruning.criteria import LayerScores
 from eigendamage_ext.pruning.forms import (
     FORMS,
@@ -238,7 +238,9 @@ class Plan(Mapping[str, LayerPlan]):
             f"{self.predicted_loss:.3g}",
             "",
         )
-        title = f"{self.settings['method']}, target {json.dumps(self.target)}"
+        title = (
+            f"{self.settings['method']}, target {json.dumps(self.target)}, {self.settings['scores']} scores"
+        )
         return f"{title}\n{table(COLUMNS, rows, totals)}"
 
     def scores(self, name: str) -> LayerScores | None:
@@ -366,27 +368,3 @@ class PruneResult:
         from eigendamage_ext.artifact import save  # the artefact stands above pruning
 
         save(self, path)
-
-
-def check_layer(model: nn.Module, spec: LayerSpec, *, caller: str, origin: str) -> nn.Module:
-    """The layer that `spec` describes, or a ValueError saying how the model differs."""
-    try:
-        layer = model.get_submodule(spec.name)
-        found = LayerSpec.of(spec.name, layer)
-    except (AttributeError, TypeError):
-        kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-        raise ValueError(
-            f"{caller}: model must have the {spec.kind} {spec.name!r} of {origin}, got "
-            f"{kinds.get(spec.name, 'no such layer')}; pass the model that was analysed, or one built alike"
-        ) from None
-    wrong = [
-        f"{field.name} {getattr(found, field.name)} instead of {getattr(spec, field.name)}"
-        for field in fields(spec)
-        if getattr(found, field.name) != getattr(spec, field.name)
-    ]
-    if wrong:
-        raise ValueError(
-            f"{caller}: layer {spec.name!r} of model must be as in {origin}, got {', '.join(wrong)}; pass "
-            "the model that was analysed, or one built alike"
-        )
-    return layer

@@ -1,7 +1,7 @@
 """Pruning in a straight line: factors, scores, budget, plan, a smaller model."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eigendamage_ext.curvature.factors import Factors, estimate_factors
-from eigendamage_ext.curvature.layers import Patterns, check_patterns, matches
+from eigendamage_ext.curvature.layers import Patterns, check_layer, check_patterns, matches
 from eigendamage_ext.pruning.allocation import (
     Layer,
     Side,
@@ -24,10 +24,10 @@ from eigendamage_ext.pruning.criteria import eigendamage_scores
 from eigendamage_ext.pruning.forms import obstacle
 from eigendamage_ext.pruning.least_loss import choose
 from eigendamage_ext.pruning.measure import Measurement, measure
-from eigendamage_ext.pruning.plan import Candidate, LayerPlan, Plan, PruneResult, check_layer
+from eigendamage_ext.pruning.plan import Candidate, LayerPlan, Plan, PruneResult
 
 METHODS = ("eigendamage",)
-SCORES = ("kfac",)
+SCORES = ("kfac", "ekfac")
 ALLOCATIONS = ("threshold", "least_loss")
 
 
@@ -62,7 +62,8 @@ def plan(
             Units are the input and output directions of the layers that may be cut. Those of a side that its
             layer's form merges, and of a layer that no form makes cheaper, stay although they fall.
         method: "eigendamage".
-        scores: "kfac", eigenvalues of the Kronecker factors.
+        scores: "kfac", eigenvalues of the Kronecker factors; or "ekfac", the second moments of the gradient
+            in their eigenbasis, which `Factors.second_moments` must have measured.
         allocation: "threshold" or "least_loss"; the latter has no use for a target "ratio".
         ignored_layers: Names, globs or module types that stay as they are.
         max_ratio: At most this share of a side is cut, in [0, 1]; the best direction always stays.
@@ -82,6 +83,11 @@ def plan(
             f"plan: factors must be of kind 'channel' for {method}, got {factors.settings.kind!r}; estimate "
             "them with kind='channel'"
         )
+    if scores == "ekfac" and not factors.settings.moments_count:
+        raise ValueError(
+            "plan: factors must have second moments for scores='ekfac', got none; call "
+            "factors.second_moments(model, loader) first"
+        )
     check_patterns(
         ignored_layers, [*factors.specs, *factors.skipped], caller="plan", argument="ignored_layers"
     )
@@ -98,7 +104,7 @@ def plan(
             skipped[name] = (
                 "called several times in one pass" if calls > 0 else "not called on example_inputs"
             )
-    basis = factors.eigenbasis()
+    basis = factors.eigenbasis(corrected=scores == "ekfac")
     candidates: dict[str, Candidate] = {}
     kept: dict[str, str] = {}
     for name, spec in factors.specs.items():
@@ -164,14 +170,15 @@ def prune(
     seed: int = 0,
     progress: bool = True,
 ) -> PruneResult:
-    """`estimate_factors`, `plan` and `Plan.apply` in one call.
+    """`estimate_factors`, `plan` and `Plan.apply` in one call, for "ekfac" with `Factors.second_moments`.
 
     Args:
         model: The trained model, left as it is unless `inplace`.
-        loader: Batches ``(input, target)``, or inputs alone where no label is needed. Not read if `factors`
-            are given.
+        loader: Batches ``(input, target)``, or inputs alone where no label is needed; for "ekfac" it is read
+            twice. Not read if `factors` are given that have what the scores need.
         target: See `plan`.
-        factors: Skips the estimation, and with it every argument from `loss` on.
+        factors: Skips the estimation, and with it the arguments from `loss` on. For "ekfac" they get the
+            second moments they lack.
         inplace: Replace the layers of `model` itself.
         method: See `plan`.
         scores: See `plan`.
@@ -199,6 +206,11 @@ def prune(
             raise ValueError(
                 "prune: loader must yield batches where no factors are given, got None; pass one of them"
             )
+        if scores == "ekfac" and isinstance(loader, Iterator):
+            raise TypeError(
+                f"prune: loader must be readable twice for scores='ekfac', got a {type(loader).__name__}, "
+                "which is over after one pass; pass a DataLoader or a list of batches"
+            )
         factors = estimate_factors(
             model,
             loader,
@@ -212,6 +224,8 @@ def prune(
             seed=seed,
             progress=progress,
         )
+    if scores == "ekfac" and not factors.settings.moments_count and loader is not None:
+        factors.second_moments(model, loader, max_examples=max_examples, progress=progress)
     made = plan(
         model,
         factors,
