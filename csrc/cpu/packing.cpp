@@ -122,16 +122,13 @@ class PatchPacker final : public Packer<T> {
     const std::int64_t group = task / box.rows.size() / box.images.size();
 
     const std::int64_t kh = geometry_.vertical.kernel, kw = geometry_.horizontal.kernel;
-    const ConvAxis& axis = geometry_.horizontal;
     const std::int64_t columns = box.columns.size();
-    // One line of the image per (channel, kernel row), its pixels sorted by their residue modulo the stride: what one
-    // kernel column reads from it lies side by side.
-    const std::int64_t phase = columns + axis.dilation * (kw - 1) / axis.stride;
-    const std::int64_t sources = tiling_.channels / kw;
-    const Buffer<T> staged = make_buffer<T>(sources * axis.stride * phase);
+    const Staging staging = stage_by(columns);
+    const std::int64_t sources = tiling_.channels / kw, source_size = staging.lines * staging.length;
+    const Buffer<T> staged = make_buffer<T>(sources * source_size);
     for (std::int64_t source = 0; source < sources; ++source) {
       stage(box.images.begin + image, group * (sources / kh) + source / kh, box.rows.begin + row, source % kh,
-            box.columns.begin, phase, staged.get() + source * axis.stride * phase);
+            box.columns.begin, staging, staged.get() + source * source_size);
     }
 
     const std::int64_t stride = box.images.size() * tiling_.width;
@@ -139,20 +136,38 @@ class PatchPacker final : public Packer<T> {
     for (std::int64_t panel = 0; panel < tiling_.panels; ++panel) {
       T* out = packed + (group * tiling_.panels + panel) * panel_size + row * columns * stride + image * tiling_.width;
       for (std::int64_t lane = 0; lane < tiling_.width; lane += simd_.lanes) {
-        pack_lanes(staged.get(), phase, panel * tiling_.width + lane, columns, stride, out + lane);
+        pack_lanes(staged.get(), staging, panel * tiling_.width + lane, columns, stride, out + lane);
       }
     }
   }
 
  private:
+  /// How a line of the image, one per (channel, kernel row), is laid out so that what one kernel column reads from it lies
+  /// side by side: once, its pixels sorted by their residue modulo the stride, or where that is more, as strides and
+  /// dilations far beyond the kernel make it, once for each kernel column.
+  struct Staging {
+    bool by_residue;
+    std::int64_t lines, length;
+  };
+
+  Staging stage_by(std::int64_t columns) const {
+    const ConvAxis& axis = geometry_.horizontal;
+    const std::int64_t phase = columns + axis.dilation * (axis.kernel - 1) / axis.stride;
+    if (static_cast<double>(axis.stride) * static_cast<double>(phase) <= static_cast<double>(axis.kernel * columns)) {
+      return {true, axis.stride, phase};
+    }
+    return {false, axis.kernel, columns};
+  }
+
   void stage(std::int64_t n, std::int64_t c, std::int64_t output_row, std::int64_t kernel_row, std::int64_t column,
-             std::int64_t phase, T* lines) const {
+             const Staging& staging, T* lines) const {
     const ConvAxis &v = geometry_.vertical, &a = geometry_.horizontal;
     const std::int64_t h = v.stride * output_row + v.dilation * kernel_row - v.pad;
-    for (std::int64_t residue = 0; residue < a.stride; ++residue, lines += phase) {
-      const std::int64_t w = a.stride * column + residue - a.pad;  // of lines[0]
+    const std::int64_t apart = staging.by_residue ? 1 : a.dilation;
+    for (std::int64_t line = 0; line < staging.lines; ++line, lines += staging.length) {
+      const std::int64_t w = a.stride * column + line * apart - a.pad;  // of lines[0]
       const auto first_at_least = [&](std::int64_t limit) {
-        return std::clamp<std::int64_t>((limit - w + a.stride - 1) / a.stride, 0, phase);
+        return std::clamp<std::int64_t>((limit - w + a.stride - 1) / a.stride, 0, staging.length);
       };
       const bool inside = 0 <= h && h < x_.height;
       const std::int64_t begin = inside ? first_at_least(0) : 0, end = inside ? first_at_least(x_.width) : 0;
@@ -161,21 +176,22 @@ class PatchPacker final : public Packer<T> {
         simd_.widen(element(x_, n, c, h, w + a.stride * begin), x_.type, a.stride * x_.width_stride, end - begin,
                     lines + begin);
       }
-      std::fill(lines + std::max(begin, end), lines + phase, T(0));
+      std::fill(lines + std::max(begin, end), lines + staging.length, T(0));
     }
   }
 
-  void pack_lanes(const T* staged, std::int64_t phase, std::int64_t first, std::int64_t columns, std::int64_t stride,
-                  T* out) const {
+  void pack_lanes(const T* staged, const Staging& staging, std::int64_t first, std::int64_t columns,
+                  std::int64_t stride, T* out) const {
     const ConvAxis& axis = geometry_.horizontal;
     const T* lines[kMaxLanes];
     for (std::int64_t p = 0; p < columns; p += kLine) {
       for (std::int64_t i = 0; i < simd_.lanes; ++i) {
-        const std::int64_t channel = first + i, reach = channel % axis.kernel * axis.dilation;
+        const std::int64_t channel = first + i, column = channel % axis.kernel, reach = column * axis.dilation;
         lines[i] = nullptr;
         if (channel < tiling_.channels) {
-          const std::int64_t line = channel / axis.kernel * axis.stride + reach % axis.stride;
-          lines[i] = staged + line * phase + reach / axis.stride + p;
+          const T* source = staged + channel / axis.kernel * staging.lines * staging.length + p;
+          lines[i] = staging.by_residue ? source + reach % axis.stride * staging.length + reach / axis.stride
+                                        : source + column * staging.length;
         } else if (channel == tiling_.channels && tiling_.constant) {
           lines[i] = ones<T>().data();
         }
