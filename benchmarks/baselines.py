@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MOMENT_CHUNK = 8  # examples whose gradients are held at a time
+
 
 def channel_im2col(x: Tensor, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
     """The original implementation's way: all patches as rows of channels, then ``aᵀa``."""
@@ -115,6 +117,29 @@ def patch_lags_last(
     """As `patch_lags`, brought to channels_last first."""
     x = x.contiguous(memory_format=torch.channels_last)
     return patch_lags(x, kernel, stride, padding, dilation, groups)
+
+
+def moment_unfold(x: Tensor, g: Tensor, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """Gradients of a few examples at a time, each from its patches by one of a batch of products.
+
+    As all below of ``x (N, C, H, W)`` and ``g (N, O, Ho, Wo)``: ``(O, C, kh, kw)``, the mean over N.
+    """
+    total = x.new_zeros(g.shape[1], x.shape[1] * kernel**2)
+    for few, gradients in zip(x.split(MOMENT_CHUNK), g.split(MOMENT_CHUNK), strict=True):
+        columns = F.unfold(few, kernel, dilation=dilation, padding=padding, stride=stride)
+        total += torch.bmm(gradients.flatten(2), columns.mT).square_().sum(0)
+    return total.reshape(g.shape[1], x.shape[1], kernel, kernel) / len(x)
+
+
+def moment_loop(x: Tensor, g: Tensor, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """The weight gradient of one example after another."""
+    shape = (g.shape[1], x.shape[1], kernel, kernel)
+    total = x.new_zeros(shape)
+    settings = {"stride": stride, "padding": padding, "dilation": dilation}
+    for one, gradient in zip(x.split(1), g.split(1), strict=True):
+        found = torch.nn.grad.conv2d_weight(one, shape, gradient, **settings)
+        total.addcmul_(found, found)
+    return total / len(x)
 
 
 def _grams(columns: Tensor) -> Tensor:

@@ -7,7 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """A call ``op(x, kernel, stride=…, padding=…, dilation=…, groups=…)`` on ``x (N, C, H, W)``."""
+    """A call ``op(x, kernel, stride=…, padding=…, dilation=…, groups=…)`` on ``x (N, C, H, W)``.
+
+    For second moments the output of the convolution, and its gradient, has C channels as well.
+    """
 
     op: str
     shape: tuple[int, int, int, int]
@@ -21,7 +24,8 @@ class Case:
     def __str__(self) -> str:
         """Like "channel 64x64x32x32 3x3 stride 2"."""
         shape = "x".join(str(size) for size in self.shape)
-        words = [self.op.removesuffix("_covariance"), shape, f"{self.kernel}x{self.kernel}"]
+        name = self.op.removesuffix("_covariance").removeprefix("gradient_")
+        words = [name.replace("_", " "), shape, f"{self.kernel}x{self.kernel}"]
         settings = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
         words += [f"{name} {value}" for name, value in settings.items() if value > 1]
         return " ".join(words + ["channels_last"] * self.channels_last)
@@ -36,6 +40,10 @@ class Case:
         n, c, h, w = self.shape
         c //= self.groups
         rows, columns = self._products(h), self._products(w)
+        if self.op == "gradient_second_moment":  # every product of a gradient and a pixel inside the image
+            pairs = sum(len(self._starts(h, i)) for i in range(self.kernel))
+            pairs *= sum(len(self._starts(w, j)) for j in range(self.kernel))
+            return 2 * self.groups * n * c * c * pairs
         if self.op == "channel_covariance":
             pixels = len(rows[0]) * len(columns[0])
             return self.groups * n * pixels * c * (c + 1)
@@ -49,25 +57,37 @@ class Case:
     @property
     def read(self) -> int:
         """Bytes of the input, in float32."""
-        return 4 * math.prod(self.shape)
+        outputs = (
+            self.shape[0] * self.shape[1] * self._positions(self.shape[2]) * self._positions(self.shape[3])
+        )
+        return 4 * (math.prod(self.shape) + outputs * (self.op == "gradient_second_moment"))
 
     @property
     def written(self) -> int:
         """Bytes of the result, in float32."""
         channels, offsets = self.shape[1] // self.groups, self.kernel**2
+        if self.op == "gradient_second_moment":
+            return 4 * self.groups * channels**2 * offsets
         return 4 * self.groups * (channels * (offsets if self.op == "patch_covariance" else 1)) ** 2
 
     def _products(self, size: int) -> dict[int, set[int]]:
         """Along one axis: which pixels q meet the pixel q + lag under some window, for every lag."""
-        positions = (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
         lags: dict[int, set[int]] = {}
         for first in range(self.kernel):
             for second in range(self.kernel):
                 lag = self.dilation * (second - first)
-                starts = [self.stride * t + self.dilation * first - self.padding for t in range(positions)]
-                inside = {q for q in starts if 0 <= q < size and 0 <= q + lag < size}
+                inside = {q for q in self._starts(size, first) if 0 <= q + lag < size}
                 lags.setdefault(lag, set()).update(inside)
         return lags
+
+    def _positions(self, size: int) -> int:
+        return (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    def _starts(self, size: int, offset: int) -> list[int]:
+        """The pixels that one kernel offset reads along an axis."""
+        first = self.dilation * offset - self.padding
+        read = (self.stride * t + first for t in range(self._positions(size)))
+        return [q for q in read if 0 <= q < size]
 
 
 SQUARES = ((64, 64, 32, 32), (64, 128, 16, 16), (64, 256, 8, 8), (64, 512, 4, 4))
@@ -157,4 +177,5 @@ _GRID = (
 )
 GRID = [Case("patch_covariance", *row) for row in _GRID]
 
-MEMORY = [Case("patch_covariance", SQUARES[0]), Case("patch_covariance", (512, 64, 32, 32))]
+MOMENT = [Case("gradient_second_moment", shape) for shape in SQUARES]
+MEMORY = [Case("patch_covariance", SQUARES[0]), Case("patch_covariance", (512, 64, 32, 32)), *MOMENT]

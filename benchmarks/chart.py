@@ -53,7 +53,8 @@ def rows(records: Sequence[Record], most: int = MOST_ROWS) -> list[Row]:
         for record in chosen[:most]:
             ratios = record["times faster"]
             name = usual if usual in ratios else max(ratios, key=lambda n: ratios[n])
-            label = re.sub(r"(?<=\d)x(?=\d)", "×", record["case"].partition(" ")[2])
+            label = record["case"].removeprefix(f"{kernel} ").removeprefix(f"{kernel.split()[0]} ")
+            label = re.sub(r"(?<=\d)x(?=\d)", "×", label)
             found.append(Row(kernel, label, record, ratios[fastest(record)], ratios[name], name))
     return found
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.cases import CHANNEL, GRID, MEMORY, PATCH, SQUARES, Case
+from benchmarks.cases import CHANNEL, GRID, MEMORY, MOMENT, PATCH, SQUARES, Case
 from benchmarks.contest import Record, fastest
 
 Records = dict[str, Record]  # by "op: case"
@@ -72,7 +72,7 @@ def squares(cases: Iterable[Case], least_channels: int = 0) -> tuple[str, ...]:
     return names(case for case in plain if case.shape[1] >= least_channels)
 
 
-CHANNEL_S, PATCH_S = squares(CHANNEL), squares(PATCH)
+CHANNEL_S, PATCH_S, MOMENT_S = squares(CHANNEL), squares(PATCH), squares(MOMENT)
 PEAK = field("share of FMA peak")
 
 GATES = [
@@ -107,6 +107,17 @@ GATES = [
         field("extra MB"),
         tuple(f"memory: {case}" for case in MEMORY if case.op == "patch_covariance"),
         (48,),
+        at_most=True,
+        unit=" MB",
+    ),
+    Gate("second moment", "fastest plain torch", times_faster_than_all, MOMENT_S, (1.2, 1.2, 1.8, 4)),
+    Gate("second moment", "FMA peak", PEAK, MOMENT_S, (0.6,), unit=""),
+    Gate(
+        "second moment",
+        "memory over the output",
+        field("extra MB"),
+        tuple(f"memory: {case}" for case in MOMENT),
+        (64,),
         at_most=True,
         unit=" MB",
     ),

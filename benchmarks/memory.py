@@ -51,18 +51,13 @@ def _status(name: str) -> int:
 def measure(case: Case) -> int:
     """Extra bytes of a case; operands and result were touched before, and so were threads and code."""
     x = torch.randn(case.shape)
+    channels, kernel = case.shape[1], case.kernel
+    inputs, out = (x,), torch.zeros(channels * kernel**2, channels * kernel**2)
     if case.op == "gradient_second_moment":
-        g = torch.randn(case.gradient_shape)
-        out = torch.zeros(case.weight_shape)
-        small = (x[:1, :, :8, :8].contiguous(), g[:1, :, :8, :8].contiguous())
-        op: Callable[..., Any] = ops.gradient_second_moment  # type: ignore[attr-defined, unused-ignore]
-        op(*small, case.kernel, **case.geometry)
-        return extra_bytes(lambda: op(x, g, case.kernel, **case.geometry, out=out))
+        inputs, out = (x, torch.randn(case.shape)), torch.zeros(channels, channels, kernel, kernel)
     op = getattr(ops, case.op)
-    side = case.shape[1] * (case.kernel**2 if case.op == "patch_covariance" else 1)
-    out = torch.zeros(side, side)
-    op(x[:1, :4], case.kernel, **case.geometry)
-    return extra_bytes(lambda: op(x, case.kernel, **case.geometry, out=out))
+    op(*(one[:1, :4] for one in inputs), kernel, **case.geometry)
+    return extra_bytes(lambda: op(*inputs, kernel, **case.geometry, out=out))
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks import bench_covariance, chart, gates, memory, probes, report, tables
-from benchmarks.cases import Case
+from benchmarks import bench_covariance, bench_second_moment, chart, gates, memory, probes, report, tables
+from benchmarks.cases import MOMENT, Case
 from benchmarks.contest import Contest, hold, record
 from benchmarks.gates import Gate
 
@@ -99,11 +99,11 @@ def test_a_gate_is_met_by_all_its_cases(mean, at_most, limits, figures, met):
 
 
 def test_gates_name_cases_that_exist():
-    known = {f"{case.op}: {case}" for case in bench_covariance.CASES}
+    known = {f"{case.op}: {case}" for case in bench_covariance.CASES + MOMENT}
     for gate in gates.GATES:
         assert gate.cases and len(gate.limits) in (1, len(gate.cases)), gate.what
         for name in gate.cases:
-            if "covariance" in name.partition(":")[0]:
+            if name.partition(":")[0] in ("channel_covariance", "patch_covariance", "gradient_second_moment"):
                 assert name in known, name
 
 
@@ -143,6 +143,16 @@ def test_a_contest_of_a_small_case_checks_and_computes():
             torch.testing.assert_close(run(), contest.ours())
         assert contest.read == 4 * 240 and contest.written == 4 * (36 if op == "patch_covariance" else 4) ** 2
         assert (contest.op, contest.case) == (op, str(case))
+
+
+def test_second_moments_count_what_they_multiply():
+    case = Case("gradient_second_moment", (2, 3, 6, 5), stride=2)
+    contest = bench_second_moment.prepare(case)
+    for run in contest.baselines.values():
+        torch.testing.assert_close(run(), contest.ours())
+    inside = torch.nn.functional.unfold(torch.ones(1, 1, 6, 5), 3, padding=1, stride=2).sum()
+    assert contest.flops == 2 * 2 * 3 * 3 * inside
+    assert contest.read == 4 * (2 * 3 * 30 + 2 * 3 * 9) and contest.written == 4 * 81
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone starts a peak over")

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAM = REPOSITORY / "tests" / "cpp" / "counts" / "counted.cpp"
 RECORD = PROGRAM.with_name("record.json")
 COMPILER = os.environ.get("CXX", "c++")
-KERNELS = ("channel_covariance", "patch_covariance")
+KERNELS = ("channel_covariance", "patch_covariance", "gradient_second_moment")
 # The compiler that made the record is held close to it. Another one chooses other instructions around the
 # same inner loops: it is only kept from losing their vectors.
 TOLERANCE, OTHER_TOLERANCE = 1.05, 1.6

@@ -54,6 +54,10 @@ int main(int argc, char** argv) {
   } else if (std::strcmp(kernel, "patch_covariance") == 0) {
     const FactorView out = factor(sums, kChannels * 9);
     counted([&] { kernels.patch_covariance(images(x), k3x3, false, kOverwrite, out, kRun); });
+  } else if (std::strcmp(kernel, "gradient_second_moment") == 0) {
+    sums.resize(static_cast<std::size_t>(kChannels * kChannels * 9));
+    const WeightView out{sums.data(), ScalarType::kFloat32, kChannels, kChannels, kChannels * 9, 9, 3, 1};
+    counted([&] { kernels.gradient_second_moment(images(x), images(x), k3x3, kOverwrite, out, kRun); });
   } else {
     std::fprintf(stderr, "counted: KERNEL must be one of this program's, got \"%s\"\n", kernel);
     return 2;
