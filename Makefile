@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build print-python demo test test-cpp bench lint format clean
+.PHONY: help build print-python demo test test-cpp bench fuzz lint format clean
 export PYTHON
 CMAKE_GENERATOR ?= $(if $(shell command -v ninja 2>/dev/null),Ninja,Unix Makefiles)
 export CMAKE_GENERATOR
@@ -40,6 +40,9 @@ bench:         ## time the kernels and print the gates; ARGS='--only patch' take
 	@mkdir -p .benchmarks
 	@$(built) && "$$python" -m pytest benchmarks --benchmark-only --benchmark-quiet \
 	    --benchmark-json .benchmarks/run.json $(ARGS)
+
+fuzz:          ## try 100,000 random eigenproblems and 2,000 convolutions; ARGS=--seed=1 repeats a run
+	@$(built) && PYTHONPATH=. "$$python" tests/fuzz.py $(ARGS)
 
 lint:          ## ruff, mypy, clang-format
 	@$(python) && "$$python" -m ruff check && "$$python" -m ruff format --check && "$$python" -m mypy && \
