@@ -98,7 +98,18 @@ def fuzz_convolution(draw: random.Random, rng: torch.Generator) -> None:
     shape, kernel, settings = random_convolution(draw)
     x = torch.randn(shape, generator=rng) * 10 ** draw.uniform(-3, 3) + draw.choice([0.0, 0.0, 1.0])
     x = LAYOUTS[draw.choice(list(LAYOUTS))](x.to(draw.choice(DTYPES)))
+    positions = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, d, p in zip(
+            shape[2:], kernel, settings["stride"], settings["dilation"], settings["padding"], strict=True
+        )
+    ]
+    outputs = settings["groups"] * draw.choice([1, 2, 5, 9])
+    g = torch.randn(shape[0], outputs, *positions, generator=rng).to(x.dtype)
     settings["reduction"] = draw.choice(["mean", "sum"])
+    twin = reference.gradient_second_moment
+    plain, exact = (twin(a, b, kernel, **settings) for a, b in ((x, g), (x.double(), g.double())))
+    assert_accurate(ops.gradient_second_moment(x, g, kernel, **settings), plain, exact)
     for op, extra in (("channel_covariance", {}), ("patch_covariance", {"bias": draw.random() < 0.5})):
         ours, twin = getattr(ops, op), getattr(reference, op)
         plain, exact = (twin(t, kernel, **settings, **extra) for t in (x, x.double()))
