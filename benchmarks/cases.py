@@ -179,3 +179,14 @@ GRID = [Case("patch_covariance", *row) for row in _GRID]
 
 MOMENT = [Case("gradient_second_moment", shape) for shape in SQUARES]
 MEMORY = [Case("patch_covariance", SQUARES[0]), Case("patch_covariance", (512, 64, 32, 32)), *MOMENT]
+
+
+def eigh_stack(n: int, dtype: str) -> tuple[int, str]:
+    """How many matrices of a size are solved at a time, and what to call that."""
+    count = max(1, min(1000, 20_000_000 // n**3))
+    return count, f"{count} of {n} {dtype}"
+
+
+def eigh_factors(threads: int) -> str:
+    """What to call all factors of ResNet-32 in one call."""
+    return f"factors of ResNet-32, {threads} threads"

@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.cases import CHANNEL, GRID, MEMORY, MOMENT, PATCH, SQUARES, Case
+from benchmarks.cases import CHANNEL, GRID, MEMORY, MOMENT, PATCH, SQUARES, Case, eigh_factors, eigh_stack
 from benchmarks.contest import Record, fastest
 
+MOST_SHOWN = 6
 Records = dict[str, Record]  # by "op: case"
 
 
@@ -75,6 +76,22 @@ def squares(cases: Iterable[Case], least_channels: int = 0) -> tuple[str, ...]:
 CHANNEL_S, PATCH_S, MOMENT_S = squares(CHANNEL), squares(PATCH), squares(MOMENT)
 PEAK = field("share of FMA peak")
 
+EIGH_LIMITS = {
+    "float32": {8: 8, 16: 8, 32: 6, 64: 5, 128: 3.5, 256: 2.8, 576: 1.8, 1024: 1.8},
+    "float64": {8: 4, 16: 4, 32: 4, 64: 3.5, 128: 2.8, 256: 2.2, 576: 1.5},
+}
+EFFICIENCY = "eigh: thread efficiency"
+LIBRARY = "torch.linalg.eigh, 1 thread"
+
+
+def eigh_singles(sizes: Iterable[int], dtype: str) -> tuple[str, ...]:
+    return tuple(f"eigh: one of {n} {dtype}" for n in sizes)
+
+
+def microseconds_over_torch(found: Record) -> float | None:
+    return 1e3 * (found["ms"] - found["baselines ms"]["torch"])
+
+
 GATES = [
     Gate("channel covariance", "the original's im2col", times_faster("channel_im2col"), CHANNEL_S, (20,)),
     Gate(
@@ -123,6 +140,56 @@ GATES = [
     ),
     *(
         Gate(
+            f"eigh, {dtype}, n = {', '.join(map(str, limits))}",
+            LIBRARY,
+            times_faster("torch"),
+            tuple(f"eigh: {eigh_stack(n, dtype)[1]}" for n in limits),
+            tuple(limits.values()),
+        )
+        for dtype, limits in EIGH_LIMITS.items()
+    ),
+    *(
+        gate
+        for dtype in EIGH_LIMITS
+        for gate in (
+            Gate(
+                f"eigh, one {dtype} matrix, n = 32 … 1024",
+                LIBRARY,
+                times_faster("torch"),
+                eigh_singles((32, 64, 128, 256, 576, 1024), dtype),
+                (1,),
+            ),
+            Gate(
+                f"eigh, one {dtype} matrix, n = 8, 16",
+                f"{LIBRARY}, plus",
+                microseconds_over_torch,
+                eigh_singles((8, 16), dtype),
+                (5,),
+                at_most=True,
+                unit=" µs",
+            ),
+        )
+    ),
+    *(
+        Gate(
+            f"eigh, factors of ResNet-32, {threads} threads",
+            "torch.linalg.eigh stacked by size",
+            times_faster_than_all,
+            (f"eigh: {eigh_factors(threads)}",),
+            (limit,),
+        )
+        for threads, limit in ((1, 2), (2, 3))
+    ),
+    Gate(
+        "eigh, thread efficiency",
+        "itself, 1 thread",
+        field("thread efficiency"),
+        (EFFICIENCY,),
+        (0.8,),
+        unit="",
+    ),
+    *(
+        Gate(
             f"factor pass of wide ResNet32, {kind}",
             "its network's forward + backward",
             times_as_long("forward + backward"),
@@ -132,12 +199,22 @@ GATES = [
         )
         for kind, limit in (("channel", 1.0), ("patch", 1.45))
     ),
+    Gate(
+        "factor pass of wide ResNet32, channel and patch",
+        "the original's way, curvlinops, kronfluence",
+        times_faster_than_all,
+        tuple(f"factor_pass: {kind}, other ways" for kind in ("channel", "patch")),
+        (1,),
+    ),
 ]
 
 
 def judge(records: Sequence[Record], gates: Sequence[Gate] = GATES) -> list[Verdict]:
     """Each gate against the records of a run."""
     by_name = {f"{found['op']}: {found['case']}": found for found in records}
+    one, two = (by_name.get(f"eigh: {eigh_factors(threads)}") for threads in (1, 2))
+    if one and two:
+        by_name[EFFICIENCY] = {"thread efficiency": one["ms"] / (2 * two["ms"])}
     return [_judge(gate, by_name) for gate in gates]
 
 
@@ -157,9 +234,10 @@ def _judge(gate: Gate, records: Records) -> Verdict:
         for figure, limit in zip(known, limits, strict=True)
     )
     shown = known
-    if len(known) > 6:  # the worst says all
+    many = len(known) > MOST_SHOWN and len(gate.limits) == 1  # the worst says all
+    if many:
         shown = [max(known) if gate.at_most else min(known)]
     measured = " / ".join(f"{figure:.3g}" for figure in shown) + gate.unit
-    if len(known) > 6:
+    if many:
         measured += f", the worst of {len(known)}"
     return Verdict(gate.what, gate.against, wanted, measured, met)
