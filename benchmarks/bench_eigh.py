@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.cases import eigh_factors, eigh_stack
 from benchmarks.contest import Contest, Run
 from eigendamage_ext import ops
 
@@ -38,9 +39,9 @@ def check(matrices: list[Tensor]) -> None:
 
 
 def stack(n: int, dtype: torch.dtype) -> Contest:
-    matrices = covariances(max(1, min(1000, 20_000_000 // n**3)), n, dtype)
+    count, case = eigh_stack(n, str(dtype).removeprefix("torch."))
+    matrices = covariances(count, n, dtype)
     check([*matrices[:20]])
-    case = f"{len(matrices)} of {n} {str(dtype).removeprefix('torch.')}"
     baselines: dict[str, Run] = {"torch": lambda: torch.linalg.eigh(matrices)}
     return Contest("eigh", case, lambda: ops.eigh(matrices), baselines, threads=1, dtype=dtype)
 
@@ -58,8 +59,7 @@ def factors(threads: int) -> Contest:
     matrices = [matrix for one in stacks for matrix in one]
     check(matrices)
     baselines: dict[str, Run] = {"torch stacked by size": lambda: [torch.linalg.eigh(one) for one in stacks]}
-    case = f"factors of ResNet-32, {threads} threads"
-    return Contest("eigh", case, lambda: ops.eigh(matrices), baselines, threads=threads)
+    return Contest("eigh", eigh_factors(threads), lambda: ops.eigh(matrices), baselines, threads=threads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -10,8 +10,18 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks import bench_covariance, bench_second_moment, chart, gates, memory, probes, report, tables
-from benchmarks.cases import MOMENT, Case
+from benchmarks import (
+    bench_covariance,
+    bench_eigh,
+    bench_second_moment,
+    chart,
+    gates,
+    memory,
+    probes,
+    report,
+    tables,
+)
+from benchmarks.cases import MEMORY, MOMENT, Case, eigh_factors, eigh_stack
 from benchmarks.contest import Contest, hold, record
 from benchmarks.gates import Gate
 
@@ -98,13 +108,27 @@ def test_a_gate_is_met_by_all_its_cases(mean, at_most, limits, figures, met):
     assert ("MISSED" in tables.gates([verdict])) is (met is False)
 
 
+def test_threads_are_efficient_when_two_take_half_the_time():
+    records = [
+        {"op": "eigh", "case": eigh_factors(threads), "ms": ms} for threads, ms in ((1, 6.0), (2, 4.0))
+    ]
+    (gate,) = (gate for gate in gates.GATES if gate.cases == (gates.EFFICIENCY,))
+    (verdict,) = gates.judge(records, [gate])
+    assert verdict.measured == "0.75" and verdict.met is False
+
+
 def test_gates_name_cases_that_exist():
     known = {f"{case.op}: {case}" for case in bench_covariance.CASES + MOMENT}
+    known |= {f"eigh: {eigh_factors(threads)}" for threads in (1, 2)} | {gates.EFFICIENCY}
+    for dtype in ("float32", "float64"):
+        known |= {f"eigh: {eigh_stack(n, dtype)[1]}" for n in bench_eigh.SIZES}
+        known |= {f"eigh: one of {n} {dtype}" for n in bench_eigh.SIZES}
+    for kind in ("channel", "patch"):
+        known |= {f"factor_pass: {kind}", f"factor_pass: {kind}, other ways"}
+    known |= {f"memory: {case}" for case in MEMORY}
     for gate in gates.GATES:
         assert gate.cases and len(gate.limits) in (1, len(gate.cases)), gate.what
-        for name in gate.cases:
-            if name.partition(":")[0] in ("channel_covariance", "patch_covariance", "gradient_second_moment"):
-                assert name in known, name
+        assert set(gate.cases) <= known, gate.what
 
 
 def test_a_record_is_distilled_from_runs_of_which_the_last_counts():
