@@ -2,19 +2,20 @@
 
 #pragma once
 
+#include "eigh_lanes_text.h"
 #include "eigh_product_text.h"
 #include "eigh_secular_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
 
-constexpr std::int64_t kLeaf = 16;
+constexpr std::int64_t kLeaf = 10;
 
 /// The problem and its scratch. Row r of `rows` holds, in the columns of the block that r belongs to, an eigenvector of the
 /// block with eigenvalue diagonal[r]; order[first …] lists the rows of the block from `first` on by eigenvalue.
 template <class T>
 struct Tridiagonal {
-  T *diagonal, *beside, scale;  // the largest magnitude in them
+  T *diagonal, *beside;
   T* const* rows;
   std::int32_t* order;
   T *z, *poles, *weights, *roots;             // n + kLanes numbers each
@@ -45,47 +46,39 @@ void sort_rows(const T* diagonal, std::int32_t* order, std::int64_t count) {
   }
 }
 
-/// Implicit-shift QL on the block of `count` rows from `first` on.
+/// QL on the blocks that start at leaves[0 … count], one in each lane; a block ends where the next one starts.
 template <class T>
-int chase(const Tridiagonal<T>& problem, std::int64_t first, std::int64_t count) {
-  T *d = problem.diagonal + first, *e = problem.beside + first;
-  for (std::int64_t i = 0; i < count; ++i) {
-    problem.rows[first + i][first + i] = 1;
-    problem.order[first + i] = static_cast<std::int32_t>(first + i);
-  }
-  const auto negligible = [&](std::int64_t i) {
-    constexpr T eps = Limits<T>::eps;
-    return e[i] * e[i] <= eps * eps * magnitude(d[i] * d[i + 1]) || magnitude(e[i]) <= eps / 2 * problem.scale;
-  };
-  std::int64_t sweeps = 30 * count;
-  for (std::int64_t low = 0; low < count; ++low) {
-    for (;;) {
-      std::int64_t high = low;
-      while (high + 1 < count && !negligible(high)) ++high;
-      if (high == low) break;
-      if (sweeps-- == 0) return 1;
-      T g = (d[low + 1] - d[low]) / (2 * e[low]), r = square_root(g * g + 1);
-      g = d[high] - d[low] + e[low] / (g + (g < 0 ? -r : r));
-      T s = 1, c = 1, p = 0;
-      for (std::int64_t i = high - 1; i >= low; --i) {
-        const T f = s * e[i], b = c * e[i];
-        r = square_root(f * f + g * g);
-        if (i + 1 < high) e[i + 1] = r;
-        s = r > 0 ? f / r : T(0);
-        c = r > 0 ? g / r : T(1);
-        g = d[i + 1] - p;
-        r = (d[i] - g) * s + 2 * c * b;
-        p = s * r;
-        d[i + 1] = g + p;
-        g = c * r - b;
-        rotate(problem.rows[first + i + 1] + first, problem.rows[first + i] + first, c, s, count);
-      }
-      d[low] -= p;
-      e[low] = g;
+bool solve_leaves(const Tridiagonal<T>& problem, const std::int32_t* leaves, std::int64_t count) {
+  Vector<T> d[kLeaf] = {}, e[kLeaf] = {}, z[kLeaf * kLeaf] = {};
+  std::int64_t size = 0;
+  for (std::int64_t lane = 0; lane < count; ++lane) {
+    const std::int64_t first = leaves[lane], height = leaves[lane + 1] - first;
+    for (std::int64_t i = 0; i < height; ++i) {
+      d[i][lane] = problem.diagonal[first + i];
+      if (i + 1 < height) e[i][lane] = problem.beside[first + i];
     }
+    size = height > size ? height : size;
   }
-  sort_rows(problem.diagonal, problem.order + first, count);
-  return 0;
+  Vector<T> largest{};
+  for (std::int64_t i = 0; i < size; ++i) {
+    z[i * size + i] = spread(T(1));
+    largest = larger(largest, larger(magnitude(d[i]), magnitude(e[i])));
+  }
+  // Each leaf is brought to order 1, where lanes::diagonalise tells noise from numbers.
+  const typename VectorOf<T>::index exponent = lanes::exponent_of<T>(largest);
+  const lanes::Scaling<T> down(-exponent), up(exponent);
+  for (std::int64_t i = 0; i < size; ++i) d[i] = down(d[i]), e[i] = down(e[i]);
+  const bool solved = !any<T>(lanes::diagonalise<T>(size, d, e, z));
+  for (std::int64_t lane = 0; lane < count; ++lane) {
+    const std::int64_t first = leaves[lane], height = leaves[lane + 1] - first;
+    for (std::int64_t k = 0; k < height; ++k) {
+      problem.diagonal[first + k] = up(d[k])[lane];
+      problem.order[first + k] = static_cast<std::int32_t>(first + k);
+      for (std::int64_t i = 0; i < height; ++i) problem.rows[first + k][first + i] = z[k * size + i][lane];
+    }
+    sort_rows(problem.diagonal, problem.order + first, height);
+  }
+  return solved;
 }
 
 /// Leaves out what of D + ρ·z·zᵀ is an eigenvalue already: where z is negligible, and where a rotation of two close
@@ -215,16 +208,43 @@ void merge(const Tridiagonal<T>& problem, std::int64_t begin, std::int64_t cut, 
   }
 }
 
+constexpr std::int64_t middle(std::int64_t begin, std::int64_t end) { return begin + (end - begin) / 2; }
+
+/// Takes from the diagonal what makes the coupling of the blocks a matrix of rank one, and lists the leaves' first rows.
 template <class T>
-int divide(const Tridiagonal<T>& problem, std::int64_t begin, std::int64_t end) {
-  if (end - begin <= kLeaf) return chase(problem, begin, end - begin);
-  const std::int64_t cut = begin + (end - begin) / 2;
-  const T coupling = problem.beside[cut - 1];
-  problem.diagonal[cut - 1] -= magnitude(coupling);
-  problem.diagonal[cut] -= magnitude(coupling);
-  if (divide(problem, begin, cut) != 0 || divide(problem, cut, end) != 0) return 1;
-  merge(problem, begin, cut, end, coupling);
-  return 0;
+void tear(const Tridiagonal<T>& problem, std::int64_t begin, std::int64_t end, std::int32_t*& leaves) {
+  if (end - begin <= kLeaf) {
+    *leaves++ = static_cast<std::int32_t>(begin);
+    return;
+  }
+  const std::int64_t cut = middle(begin, end);
+  const T coupling = magnitude(problem.beside[cut - 1]);
+  problem.diagonal[cut - 1] -= coupling;
+  problem.diagonal[cut] -= coupling;
+  tear(problem, begin, cut, leaves);
+  tear(problem, cut, end, leaves);
+}
+
+template <class T>
+void merge_all(const Tridiagonal<T>& problem, std::int64_t begin, std::int64_t end) {
+  if (end - begin <= kLeaf) return;
+  const std::int64_t cut = middle(begin, end);
+  merge_all(problem, begin, cut);
+  merge_all(problem, cut, end);
+  merge(problem, begin, cut, end, problem.beside[cut - 1]);
+}
+
+/// Diagonalises the tridiagonal matrix of n rows; `rows` is zero before. Returns whether the iteration converged.
+template <class T>
+bool divide_and_conquer(const Tridiagonal<T>& problem, std::int64_t n) {
+  std::int32_t *const leaves = problem.merged, *end = leaves;
+  tear(problem, 0, n, end);
+  *end = static_cast<std::int32_t>(n);
+  for (std::int32_t* some = leaves; some < end; some += kLanes<T>) {
+    if (!solve_leaves(problem, some, end - some < kLanes<T> ? end - some : kLanes<T>)) return false;
+  }
+  merge_all(problem, 0, n);
+  return true;
 }
 
 }  // namespace

@@ -38,10 +38,6 @@ int hybrid(std::int64_t n, T* a, T* values, T* vectors_t, T* workspace) {
   Tridiagonal<T> problem{};
   problem.diagonal = diagonal;
   problem.beside = beside;
-  for (std::int64_t i = 0; i < n; ++i) {
-    problem.scale = larger(problem.scale, magnitude(diagonal[i]));
-    if (i + 1 < n) problem.scale = larger(problem.scale, magnitude(beside[i]));
-  }
   problem.rows = row_table;
   problem.table = table;
   problem.products = row_sums;
@@ -52,12 +48,12 @@ int hybrid(std::int64_t n, T* a, T* values, T* vectors_t, T* workspace) {
   problem.weights = pieces.take<T>(padded);
   problem.roots = pieces.take<T>(padded);
   problem.order = pieces.take<std::int32_t>(n);
-  problem.merged = pieces.take<std::int32_t>(n);
+  problem.merged = pieces.take<std::int32_t>(n + 1);
   problem.kept = pieces.take<std::int32_t>(n);
   problem.out = pieces.take<std::int32_t>(n);
   problem.place = pieces.take<std::int32_t>(n);
   problem.side = pieces.take<signed char>(n);
-  if (divide(problem, 0, n) != 0) return 1;
+  if (!divide_and_conquer(problem, n)) return 1;
 
   apply_reflectors(triangle, taus, row_table, row_step, table, scratch);
   for (std::int64_t k = 0; k < n; ++k) {

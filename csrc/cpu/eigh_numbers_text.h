@@ -16,7 +16,7 @@ T magnitude(T x) {  // a number or a vector
 }
 
 template <class T>
-T larger(T x, T y) {
+T larger(T x, T y) {  // numbers or vectors
   return x > y ? x : y;
 }
 
@@ -34,14 +34,6 @@ struct Limits<double> {
 template <class T>
 Vector<T> spread(T x) {
   return Vector<T>{} + x;
-}
-
-template <class T>
-Vector<T> square_roots(Vector<T> x) {
-  T lanes[kLanes<T>];
-  store(lanes, x);
-  for (int i = 0; i < kLanes<T>; ++i) lanes[i] = square_root(lanes[i]);
-  return load(lanes);
 }
 
 template <class T>

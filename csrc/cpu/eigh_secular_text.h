@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "eigh_lanes_text.h"
 #include "eigh_numbers_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
@@ -64,7 +65,7 @@ SecularValue<T> evaluate(const Secular<T>& equation, const Roots<T>& roots, std:
 /// The root of c·x² − a·x + b that continues the split's two poles.
 template <class T>
 Vector<T> two_pole_root(const Roots<T>& roots, Vector<T> a, Vector<T> b, Vector<T> c) {
-  const Vector<T> square = a * a - 4 * b * c, root = square_roots<T>(square > 0 ? square : Vector<T>{});
+  const Vector<T> square = a * a - 4 * b * c, root = lanes::square_root<T>(square > 0 ? square : Vector<T>{});
   const Vector<T> sided = roots.is_last ? -root : root;
   const auto stable = (roots.is_last ? -a : a) > 0;
   const Vector<T> above = stable ? 2 * b : a - sided, below = stable ? a + sided : 2 * c;
@@ -188,7 +189,7 @@ void solve_secular(const Secular<T>& equation, const std::int32_t* places, T* va
       store(entry, component);
       squares += component * component;
     }
-    const Vector<T> scale = 1 / square_roots<T>(squares);
+    const Vector<T> scale = 1 / lanes::square_root<T>(squares);
     for (std::int64_t j = 0; j < count; ++j) store(columns + j * kLanes<T>, load(columns + j * kLanes<T>) * scale);
   }
 }

@@ -19,14 +19,21 @@ struct Triangle {
 
 template <class T>
 void pack_triangle(const T* a, Triangle<T> packed) {
-  const std::int64_t stride = eigh_stride(packed.n);
-  for (std::int64_t first = 0; first < packed.n; first += kPanel<T>) {
-    for (std::int64_t r = first; r < packed.n; ++r) {
+  const std::int64_t stride = eigh_stride(packed.n), n = packed.n;
+  for (std::int64_t first = 0; first < n; first += kPanel<T>) {
+    const std::int64_t square = first + kPanel<T> < n ? first + kPanel<T> : n;
+    for (std::int64_t r = first; r < square; ++r) {
       T* row = packed.row(first / kPanel<T>, r);
-      for (std::int64_t c = 0; c < kPanel<T>; ++c) {
-        const std::int64_t column = first + c;
-        row[c] = column <= r ? a[r * stride + column] : column < packed.n ? a[column * stride + r] : T(0);
+      for (std::int64_t c = first; c <= r; ++c) {
+        row[c - first] = a[r * stride + c];
+        packed.row(first / kPanel<T>, c)[r - first] = a[r * stride + c];
       }
+      for (std::int64_t c = square; c < first + kPanel<T>; ++c) row[c - first] = 0;
+    }
+    for (std::int64_t r = square; r < n; ++r) {
+      T* row = packed.row(first / kPanel<T>, r);
+      store(row, load(a + r * stride + first));
+      store(row + kLanes<T>, load(a + r * stride + first + kLanes<T>));
     }
   }
 }
@@ -146,24 +153,25 @@ void transpose_panel(const T* rows, std::int64_t count, T* to) {
   }
 }
 
-/// rows ← rows·Qᵀ, a panel of reflectors H₁·H₂·… = 1 − Y·t·Yᵀ at a time. scratch: (3·(n + 32) + 3·kPanel)·kPanel numbers.
+/// rows ← rows·Qᵀ, half a panel or a panel of reflectors H₁·H₂·… = 1 − Y·t·Yᵀ at a time. scratch: (3·(n + 32) + 3·kPanel)·kPanel numbers.
 template <class T>
 void apply_reflectors(Triangle<T> a, const T* taus, T* const* rows, std::int64_t row_step, T** table, T* scratch) {
   constexpr std::int64_t width = kPanel<T>;
+  const std::int64_t block = a.n <= 8 * width ? kLanes<T> : width;
   T *y = scratch, *products = y + (a.n + width) * width, *yt = products + a.n * width,
     *gram = yt + (a.n + width) * width, *t_rows = gram + width * width, *t = t_rows + width * width;
   const auto point = [&](T* to, std::int64_t count) {
     for (std::int64_t r = 0; r < count; ++r) table[r] = to + r * width;
     return table;
   };
-  for (std::int64_t first = 0; first < a.n; first += width) {
-    const std::int64_t count = first + width < a.n ? width : a.n - first;  // of reflectors
+  for (std::int64_t first = 0; first < a.n; first += block) {
+    const std::int64_t count = first + block < a.n ? block : a.n - first;  // of reflectors
     const std::int64_t length = first + count;                             // of the longest, rounded up
     for (std::int64_t column = 0; column < length; column += width) {
       transpose_panel(a.row(column / width, first), count, y + column * width);
     }
-    product<T, false>({y, 1, width}, y, length, width, point(gram, width), 0, width);
-    for (std::int64_t j = 0; j < width; ++j) {
+    product<T, false>({y, 1, width}, y, length, block, point(gram, block), 0, block);
+    for (std::int64_t j = 0; j < block; ++j) {
       const T tau = j < count ? taus[first + j] : T(0);
       Vector<T> sum[2] = {};
       for (std::int64_t i = 0; i < j; ++i) {
@@ -174,11 +182,9 @@ void apply_reflectors(Triangle<T> a, const T* taus, T* const* rows, std::int64_t
       store(t_rows + j * width + kLanes<T>, sum[1] * -tau);
       t_rows[j * width + j] = tau;
     }
-    for (std::int64_t j = 0; j < width; ++j) {
-      for (std::int64_t i = 0; i < width; ++i) t[i * width + j] = t_rows[j * width + i];
-    }
-    product<T, false>({y, width, 1}, t, width, length, point(yt, length), 0, width);
-    product<T, false>({rows[0], row_step, 1}, yt, length, a.n, point(products, a.n), 0, width);
+    transpose_panel(t_rows, block, t);
+    product<T, false>({y, width, 1}, t, block, length, point(yt, length), 0, block);
+    product<T, false>({rows[0], row_step, 1}, yt, length, a.n, point(products, a.n), 0, block);
     for (std::int64_t column = 0; column < length; column += width) {
       const std::int64_t columns = column + width < length ? width : length - column;
       product<T, true>({products, width, 1}, a.row(column / width, first), count, a.n, rows, column, columns);
