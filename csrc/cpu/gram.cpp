@@ -1,12 +1,11 @@
 #include "gram.h"
 
 #include <algorithm>
-#include <atomic>
-#include <functional>
 #include <iterator>
 #include <vector>
 
 #include "output.h"
+#include "parallel.h"
 #include "runs.h"
 
 namespace eigendamage::cpu {
@@ -21,14 +20,6 @@ constexpr std::int64_t kSlices = 16, kStrips = 32;
 constexpr std::int64_t kSlicePositions = 2048;  // at least
 
 std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
-
-/// body(i) for every i < items; whichever thread is free takes the next one.
-void for_each(const ParallelFor& parallel_for, std::int64_t items, const std::function<void(std::int64_t)>& body) {
-  std::atomic<std::int64_t> next{0};
-  parallel_for(items, [&](std::int64_t, std::int64_t) {
-    for (std::int64_t i = next++; i < items; i = next++) body(i);
-  });
-}
 
 template <class T>
 class Summation {

@@ -24,7 +24,7 @@ void patch_covariance(const ImageView& x, const ConvGeometry& geometry, bool bia
 
 void gradient_second_moment(const ImageView& x, const ImageView& g, const ConvGeometry& geometry, const Update& update,
                             const WeightView& out, const Execution& run) {
-  cpu::gradient_second_moment(x, g, geometry, update, out, run);
+  cpu::gradient_second_moment(x, g, geometry, update, out, run, {});
 }
 
 const char* instruction_set() { return cpu::instruction_set().name; }

@@ -35,10 +35,9 @@ std::int64_t Tiling::constant_place(std::int64_t bundle, std::int64_t panel) con
 }
 
 template <class T>
-Tiling tile_channels(const PanelKernels<T>& simd, std::int64_t groups, std::int64_t channels, bool constant,
-                     bool share_panels) {
-  const std::int64_t fitting = share_panels && channels > 0 ? (simd.min_width - constant) / channels : 1;
-  Tiling tiling{groups, channels, constant, std::clamp<std::int64_t>(fitting, 1, groups), 0, 0, 0};
+Tiling tile_bundles(const PanelKernels<T>& simd, std::int64_t groups, std::int64_t channels, bool constant,
+                    std::int64_t bundle_groups) {
+  Tiling tiling{groups, channels, constant, bundle_groups, 0, 0, 0};
   tiling.bundles = ceil_div(groups, tiling.bundle_groups);
   const std::int64_t most = tiling.bundle_groups * channels + constant;
   tiling.width = most <= simd.min_width ? simd.min_width : 2 * simd.lanes;
@@ -46,6 +45,15 @@ Tiling tile_channels(const PanelKernels<T>& simd, std::int64_t groups, std::int6
   return tiling;
 }
 
+template <class T>
+Tiling tile_channels(const PanelKernels<T>& simd, std::int64_t groups, std::int64_t channels, bool constant,
+                     bool share_panels) {
+  const std::int64_t fitting = share_panels && channels > 0 ? (simd.min_width - constant) / channels : 1;
+  return tile_bundles(simd, groups, channels, constant, std::clamp<std::int64_t>(fitting, 1, groups));
+}
+
+template Tiling tile_bundles(const PanelKernels<float>&, std::int64_t, std::int64_t, bool, std::int64_t);
+template Tiling tile_bundles(const PanelKernels<double>&, std::int64_t, std::int64_t, bool, std::int64_t);
 template Tiling tile_channels(const PanelKernels<float>&, std::int64_t, std::int64_t, bool, bool);
 template Tiling tile_channels(const PanelKernels<double>&, std::int64_t, std::int64_t, bool, bool);
 

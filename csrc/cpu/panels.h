@@ -27,6 +27,12 @@ struct Tiling {
   std::int64_t channels_per_position() const { return bundles * panels * width; }
 };
 
+/// Panels of bundles of that many groups, one where a bundle fits into it.
+template <class T>
+Tiling tile_bundles(const PanelKernels<T>& simd, std::int64_t groups, std::int64_t channels, bool constant,
+                    std::int64_t bundle_groups);
+
+/// Bundles of one group or, with `share_panels`, of as many as fit into a panel.
 template <class T>
 Tiling tile_channels(const PanelKernels<T>& simd, std::int64_t groups, std::int64_t channels, bool constant,
                      bool share_panels);

@@ -7,6 +7,7 @@
 #include "eigh_certificate.h"
 #include "eigh_hybrid.h"
 #include "eigh_lanes.h"
+#include "gradients.h"
 #include "plan.h"
 
 namespace eigendamage::cpu {
@@ -53,6 +54,8 @@ struct InstructionSet {
   const char* name;
   PanelKernels<float> single_precision;
   PanelKernels<double> double_precision;
+  GradientKernels<float> single_gradients;
+  GradientKernels<double> double_gradients;
   EighKernels<float> single_eigh;
   EighKernels<double> double_eigh;
   LaneSolver<float> single_lanes;

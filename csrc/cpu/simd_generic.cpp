@@ -6,6 +6,7 @@
 #include "eigh_certificate_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
+#include "gradients_text.h"
 
 namespace eigendamage::cpu {
 
@@ -13,6 +14,8 @@ const InstructionSet kGeneric{
     "generic",
     generic::kPanelKernels<float>,
     generic::kPanelKernels<double>,
+    generic::kGradientKernels<float>,
+    generic::kGradientKernels<double>,
     generic::kEighKernels<float>,
     generic::kEighKernels<double>,
     generic::lanes::kLaneSolver<float>,

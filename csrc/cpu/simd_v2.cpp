@@ -9,6 +9,7 @@
 #include "eigh_certificate_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
+#include "gradients_text.h"
 
 namespace eigendamage::cpu {
 
@@ -16,6 +17,8 @@ const InstructionSet kX86V2{
     "v2",
     v2::kPanelKernels<float>,
     v2::kPanelKernels<double>,
+    v2::kGradientKernels<float>,
+    v2::kGradientKernels<double>,
     v2::kEighKernels<float>,
     v2::kEighKernels<double>,
     v2::lanes::kLaneSolver<float>,

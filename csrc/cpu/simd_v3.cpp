@@ -9,6 +9,7 @@
 #include "eigh_certificate_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
+#include "gradients_text.h"
 
 namespace eigendamage::cpu {
 
@@ -16,6 +17,8 @@ const InstructionSet kX86V3{
     "v3",
     v3::kPanelKernels<float>,
     v3::kPanelKernels<double>,
+    v3::kGradientKernels<float>,
+    v3::kGradientKernels<double>,
     v3::kEighKernels<float>,
     v3::kEighKernels<double>,
     v3::lanes::kLaneSolver<float>,

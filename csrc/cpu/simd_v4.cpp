@@ -9,6 +9,7 @@
 #include "eigh_certificate_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
+#include "gradients_text.h"
 
 namespace eigendamage::cpu {
 
@@ -16,6 +17,8 @@ const InstructionSet kX86V4{
     "v4",
     v4::kPanelKernels<float>,
     v4::kPanelKernels<double>,
+    v4::kGradientKernels<float>,
+    v4::kGradientKernels<double>,
     v4::kEighKernels<float>,
     v4::kEighKernels<double>,
     v4::lanes::kLaneSolver<float>,

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../views.h"
+
+namespace eigendamage::cpu {
+
+/// Positions g + i of an output's gradient that meet positions x + i·step of the input, i < count.
+struct PairedRun {
+  std::int64_t g, x, count;
+};
+
+/// All pairs of positions that meet under one kernel offset. They are cut into lists short enough for a float sum.
+struct OffsetRuns {
+  std::vector<PairedRun> runs;
+  std::vector<std::int64_t> ends;  ///< list l is runs [ends[l − 1], ends[l])
+
+  std::int64_t lists() const { return static_cast<std::int64_t>(ends.size()); }
+  const PairedRun* begin(std::int64_t list) const {
+    return runs.data() + (list == 0 ? 0 : ends[static_cast<std::size_t>(list - 1)]);
+  }
+};
+
+/// For every kernel offset (row, column), pixels in the padding left out. `longest` positions are in a list, the last one
+/// has fewer. A run's step is the horizontal stride.
+std::vector<OffsetRuns> offset_runs(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
+                                    std::int64_t longest);
+
+/// A list of runs on two panels, and where its sum goes.
+template <class T>
+struct GradientTask {
+  const T *g, *x;  ///< first channel of the rows and of the columns at position 0
+  std::int64_t g_width, x_width;
+  const PairedRun *runs, *runs_end;
+  std::int64_t step;
+  std::int64_t rows, columns;
+  bool fresh;  ///< nothing was summed before
+  T* partial;  ///< (rows, x_width): sums so far
+  T* squares;  ///< (rows, x_width): sum of squares of complete sums; null while the sum is not complete
+};
+
+/// The inner loops, once per instruction set.
+template <class T>
+struct GradientKernels {
+  /// sum = (fresh ? 0 : partial) + Σ g x over the runs; partial = sum, or squares += sum² where that is given. Whole halves
+  /// of tile_rows and whole lanes are computed: the other entries hold rubbish afterwards.
+  void (*add)(const GradientTask<T>& task);
+};
+
+}  // namespace eigendamage::cpu
