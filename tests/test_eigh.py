@@ -15,8 +15,8 @@ from torch import Tensor
 
 from eigendamage_ext import _eigh, ops, reference
 
-SMALL = [*range(1, 6), *range(7, 10), *range(15, 18)]  # the paths part at 8 and 16
-SIZES = [*SMALL, *range(31, 35), 40, 41, 63, 64, 65, 127, 128, 129, 144]
+SMALL = [*range(1, 6), *range(7, 10), *range(15, 18)]
+SIZES = [*SMALL, 24, 25, *range(31, 35), 40, 41, 63, 64, 65, 127, 128, 129, 144]
 DTYPES = (torch.float32, torch.float64)
 LARGE = [255, 256, 257, 512, 513, 576, 1024]
 

@@ -6,7 +6,7 @@ namespace eigendamage::cpu {
 
 /// The largest n whose matrices are solved one in each lane of a vector; others are solved one by one.
 template <class T>
-constexpr std::int64_t kMaxLaneSize = sizeof(T) == 4 ? 16 : 8;
+constexpr std::int64_t kMaxLaneSize = sizeof(T) == 4 ? 24 : 16;
 
 /// Eigendecomposition of `lanes` symmetric matrices of one size at once, once per instruction set. T is float or double.
 /// What a lane yields depends on its own matrix alone.
