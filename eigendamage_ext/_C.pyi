@@ -2,7 +2,57 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-def covariance_(x: Tensor, bias: bool, alpha: float, beta: float, out: Tensor) -> None: ...
+from eigendamage_ext._arguments import IntOrPair
+
+def covariance(
+    x: Tensor,
+    feature_dim: int,
+    groups: int,
+    bias: bool,
+    reduction: str,
+    out: Tensor | None,
+    alpha: float,
+    beta: float,
+) -> Tensor | None: ...
+def channel_covariance(
+    x: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+    reduction: str,
+    out: Tensor | None,
+    alpha: float,
+    beta: float,
+) -> Tensor | None: ...
+def patch_covariance(
+    x: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+    bias: bool,
+    reduction: str,
+    out: Tensor | None,
+    alpha: float,
+    beta: float,
+) -> Tensor | None: ...
+def gradient_second_moment(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: IntOrPair | None,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+    reduction: str,
+    out: Tensor | None,
+    alpha: float,
+    beta: float,
+) -> Tensor | None: ...
+def covariance_(x: Tensor, feature_dim: int, bias: bool, alpha: float, beta: float, out: Tensor) -> None: ...
 def channel_covariance_(
     x: Tensor,
     kernel: Sequence[int],

@@ -68,6 +68,10 @@ def covariance(
     Raises:
         TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
     """
+    if not torch.compiler.is_compiling():
+        found = _C.covariance(x, feature_dim, groups, bias, reduction, out, alpha, beta)
+        if found is not None:
+            return found
     op = "covariance"
     _arguments.check_tensor(op, "x", x)
     _arguments.check_device(op, x)
@@ -120,6 +124,12 @@ def channel_covariance(
     Raises:
         TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
     """
+    if not torch.compiler.is_compiling():
+        found = _C.channel_covariance(
+            x, kernel_size, stride, padding, dilation, groups, reduction, out, alpha, beta
+        )
+        if found is not None:
+            return found
     op = "channel_covariance"
     _arguments.check_images(op, x)
     window = _arguments.window(op, x, kernel_size, stride, padding, dilation)
@@ -169,6 +179,12 @@ def patch_covariance(
     Raises:
         TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
     """
+    if not torch.compiler.is_compiling():
+        found = _C.patch_covariance(
+            x, kernel_size, stride, padding, dilation, groups, bias, reduction, out, alpha, beta
+        )
+        if found is not None:
+            return found
     op = "patch_covariance"
     _arguments.check_images(op, x)
     window = _arguments.window(op, x, kernel_size, stride, padding, dilation)
@@ -221,6 +237,12 @@ def gradient_second_moment(
     Raises:
         TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
     """
+    if not torch.compiler.is_compiling():
+        found = _C.gradient_second_moment(
+            x, g, kernel_size, stride, padding, dilation, groups, reduction, out, alpha, beta
+        )
+        if found is not None:
+            return found
     op = "gradient_second_moment"
     if kernel_size is None:
         _arguments.check_rows(op, x, {"stride": stride, "dilation": dilation, "groups": groups}, padding)
@@ -336,7 +358,7 @@ def _define_covariance(op: str, parameters: str, run: Callable[..., None], size:
     Args:
         op: its name.
         parameters: the schema of what stands for "…".
-        run: ``run(x, *parameters, alpha / divisor, beta, out)`` fills out ``(g, F, F)``.
+        run: ``run(x, *parameters, alpha / divisor, beta, out)`` fills out ``(F, F)`` or ``(g, F, F)``.
         size: ``size(x, groups, *parameters)`` is F.
     """
 
@@ -349,14 +371,14 @@ def _define_covariance(op: str, parameters: str, run: Callable[..., None], size:
     def compute(x: Tensor, *arguments: Any) -> Tensor:
         *settings, _, divisor, alpha = arguments
         out = allocate(x, *arguments)
-        run(x, *settings, alpha / divisor, 0.0, out if out.dim() == 3 else out[None])
+        run(x, *settings, alpha / divisor, 0.0, out)
         return out
 
     def update(x: Tensor, *arguments: Any) -> None:
         *settings, divisor, alpha, beta, out = arguments
         if not out.is_inference():
             torch.autograd.graph.increment_version(out)  # the kernel writes behind autograd's back
-        run(x, *settings, alpha / divisor, beta, out if out.dim() == 3 else out[None])
+        run(x, *settings, alpha / divisor, beta, out)
 
     new, into = (
         "SymInt groups, SymInt divisor, float alpha",
@@ -394,7 +416,7 @@ _WINDOW = "SymInt[2] kernel, SymInt[2] stride, SymInt[2] padding, SymInt[2] dila
 _define_covariance(
     "covariance",
     "int feature_dim, bool bias",
-    lambda x, feature_dim, *rest: _C.covariance_(_images.rows_as_pixels(x, feature_dim), *rest),
+    _C.covariance_,
     lambda x, groups, feature_dim, bias: x.shape[feature_dim] // groups + bias,
 )
 _define_covariance(

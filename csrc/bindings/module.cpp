@@ -1,5 +1,6 @@
 #include <torch/csrc/utils/pybind.h>
 
+#include "direct.h"
 #include "ops.h"
 
 namespace bindings = eigendamage::bindings;
@@ -7,7 +8,12 @@ namespace bindings = eigendamage::bindings;
 PYBIND11_MODULE(_C, m) {
   using py::arg;
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
-  m.def("covariance_", &bindings::covariance_, unlocked, arg("x"), arg("bias"), arg("alpha"), arg("beta"), arg("out"));
+  m.def("covariance", &bindings::covariance);
+  m.def("channel_covariance", &bindings::channel_covariance);
+  m.def("patch_covariance", &bindings::patch_covariance);
+  m.def("gradient_second_moment", &bindings::gradient_second_moment);
+  m.def("covariance_", &bindings::covariance_, unlocked, arg("x"), arg("feature_dim"), arg("bias"), arg("alpha"),
+        arg("beta"), arg("out"));
   m.def("channel_covariance_", &bindings::channel_covariance_, unlocked, arg("x"), arg("kernel"), arg("stride"),
         arg("padding"), arg("dilation"), arg("output_size"), arg("alpha"), arg("beta"), arg("out"));
   m.def("patch_covariance_", &bindings::patch_covariance_, unlocked, arg("x"), arg("kernel"), arg("stride"),

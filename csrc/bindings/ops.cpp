@@ -35,10 +35,10 @@ using Input = std::pair<const char*, const at::Tensor&>;  // its name, itself
 
 /// Calls launch(kernels, execution) on the device and current stream of the inputs.
 template <class Launch>
-void run(const std::string& op, std::initializer_list<Input> inputs, const at::Tensor& out, Launch&& launch) {
+void run(const char* op, std::initializer_list<Input> inputs, const at::Tensor& out, Launch&& launch) {
   if (out.numel() == 0) return;
-  const auto refuse = [&op](const std::string& what) {
-    throw std::invalid_argument(op + ": out must not overlap " + what);
+  const auto refuse = [op](const std::string& what) {
+    throw std::invalid_argument(std::string(op) + ": out must not overlap " + what);
   };
   if (may_overlap_itself(out)) refuse("itself, got one whose strides revisit elements; pass out.clone()");
   for (const auto& [name, input] : inputs) {
@@ -103,9 +103,13 @@ void add_problems(const at::Tensor& stack, const at::Tensor& values, const at::T
 
 }  // namespace
 
-void covariance_(const at::Tensor& x, bool bias, double alpha, double beta, const at::Tensor& out) {
+void covariance_(const at::Tensor& x, std::int64_t feature_dim, bool bias, double alpha, double beta,
+                 const at::Tensor& out) {
+  const auto rows = rows_view(x, feature_dim);
+  if (!rows)
+    return covariance_(x.movedim(feature_dim, -1).reshape({-1, x.size(feature_dim)}), 1, bias, alpha, beta, out);
   run_factor("covariance", x, out, [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
-    kernels.covariance(image_view(x), bias, {alpha, beta}, view, execution);
+    kernels.covariance(*rows, bias, {alpha, beta}, view, execution);
   });
 }
 

@@ -11,9 +11,11 @@ namespace eigendamage::bindings {
 
 using Pair = std::array<std::int64_t, 2>;  // vertical, horizontal
 
-/// kernels.h on tensors: x (N, C, H, W), out (g, F, F), or g (N, O, Ho, Wo) and out (O, C/g, kh, kw), with any strides, on
-/// one device. The callers have checked the arguments against each other; here only overlap and the device are looked at.
-void covariance_(const at::Tensor& x, bool bias, double alpha, double beta, const at::Tensor& out);
+/// kernels.h on tensors: x (N, C, H, W), or (…, F, …) where features are named by their dimension, out (g, F, F), or (F, F)
+/// for one group, or g (N, O, Ho, Wo) and out (O, C/g, kh, kw), with any strides, on one device. The callers have checked the
+/// arguments against each other; here only overlap and the device are looked at.
+void covariance_(const at::Tensor& x, std::int64_t feature_dim, bool bias, double alpha, double beta,
+                 const at::Tensor& out);
 
 void channel_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size,
                          double alpha, double beta, const at::Tensor& out);

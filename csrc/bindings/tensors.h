@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -29,9 +31,38 @@ inline ImageView image_view(const at::Tensor& x) {
           x.size(3),          x.stride(0),    x.stride(1), x.stride(2), x.stride(3)};
 }
 
-/// out (g, F, F) with contiguous rows.
+/// The rows of x (…, F, …) as the pixels of images (N, F, H, W); none where it takes more than three strides to walk over
+/// them.
+inline std::optional<ImageView> rows_view(const at::Tensor& x, std::int64_t feature_dim) {
+  using Dim = std::pair<std::int64_t, std::int64_t>;  // stride, size
+  const Dim feature{x.stride(feature_dim), x.size(feature_dim)}, single{0, 1};
+  std::vector<Dim> dims;
+  for (std::int64_t i = 0; i < x.dim(); ++i) {
+    if (i != feature_dim && x.size(i) != 1) dims.emplace_back(x.stride(i), x.size(i));
+  }
+  std::sort(dims.begin(), dims.end(), std::greater<>());
+  std::vector<Dim> rows;  // outermost first; what continues its neighbour joins it
+  for (const auto& [stride, size] : dims) {
+    if (!rows.empty() && rows.back().first == size * stride) {
+      rows.back() = {stride, rows.back().second * size};
+    } else {
+      rows.emplace_back(stride, size);
+    }
+  }
+  if (rows.size() > 3 && x.numel() > 0) return {};
+  if (x.numel() == 0) rows = {{0, 0}, single, single};
+  if (rows.size() == 2) rows.insert(rows.begin() + 1, single);
+  if (rows.size() == 1 && rows[0].first >= feature.first) rows.resize(3, single);  // a batch of single pixels
+  rows.insert(rows.begin(), 3 - rows.size(), single);
+  return ImageView{x.const_data_ptr(), scalar_type(x), rows[0].second, feature.second, rows[1].second,
+                   rows[2].second,     rows[0].first,  feature.first,  rows[1].first,  rows[2].first};
+}
+
+/// out (g, F, F), or (F, F) for one group, with contiguous rows.
 inline FactorView factor_view(const at::Tensor& out) {
-  return {out.mutable_data_ptr(), scalar_type(out), out.size(0), out.size(1), out.stride(0), out.stride(1)};
+  const bool one = out.dim() == 2;
+  return {out.mutable_data_ptr(), scalar_type(out),        one ? 1 : out.size(0),
+          out.size(-1),           one ? 0 : out.stride(0), out.stride(-2)};
 }
 
 /// out (O, C/g, kh, kw) with any strides.
@@ -40,7 +71,7 @@ inline WeightView weight_view(const at::Tensor& out) {
           out.stride(0),          out.stride(1),    out.stride(2), out.stride(3)};
 }
 
-inline bool has_contiguous_rows(const at::Tensor& out) { return out.size(2) == 1 || out.stride(2) == 1; }
+inline bool has_contiguous_rows(const at::Tensor& out) { return out.size(-1) == 1 || out.stride(-1) == 1; }
 
 /// The first address of a tensor that is not empty, and the address behind its last element.
 inline std::pair<std::uintptr_t, std::uintptr_t> address_range(const at::Tensor& tensor) {

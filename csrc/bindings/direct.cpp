@@ -1,0 +1,219 @@
+#include "direct.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <utility>
+
+#include "../kernels.h"
+#include "ops.h"
+#include "tensors.h"
+
+namespace eigendamage::bindings {
+namespace {
+
+constexpr std::int64_t kModest = 1 << 20;      // the largest number that geometry may contain
+constexpr double kExact = 9007199254740992.0;  // products of sizes below 2⁵³ are exact
+constexpr c10::DispatchKeySet kPlain({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
+                                      c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
+
+bool anyone_watches() {
+  const c10::DispatchKeySet extra = c10::impl::tls_local_dispatch_key_set().included_ - c10::default_included_set;
+  return !(extra - c10::autocast_dispatch_keyset).empty() || at::impl::torch_function_mode_enabled() ||
+         at::hasCallbacks();
+}
+
+const at::Tensor* plain_tensor(py::handle value) {
+  if (!THPVariable_CheckExact(value.ptr())) return nullptr;
+  const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
+  return kPlain.has_all(tensor.key_set()) ? &tensor : nullptr;
+}
+
+bool is_float(const at::Tensor& x) {
+  const at::ScalarType type = x.scalar_type();
+  return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
+}
+
+at::ScalarType result_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+std::optional<std::int64_t> integer(py::handle value, std::int64_t least) {
+  if (!PyLong_CheckExact(value.ptr())) return {};
+  int overflow = 0;
+  const std::int64_t number = PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
+  if (overflow != 0 || number < least || number > kModest) return {};
+  return number;
+}
+
+std::optional<Pair> pair(py::handle value, std::int64_t least) {
+  const bool two = PyTuple_CheckExact(value.ptr()) && PyTuple_GET_SIZE(value.ptr()) == 2;
+  const auto first = integer(two ? PyTuple_GET_ITEM(value.ptr(), 0) : value, least);
+  const auto second = integer(two ? PyTuple_GET_ITEM(value.ptr(), 1) : value, least);
+  if (!first || !second) return {};
+  return Pair{*first, *second};
+}
+
+std::optional<double> real(py::handle value) {
+  if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
+  const auto number = integer(value, -kModest);
+  return number ? std::optional<double>(static_cast<double>(*number)) : std::nullopt;
+}
+
+/// alpha over what the sum of `terms` terms is divided by, and beta.
+std::optional<Update> scales(py::handle alpha, py::handle beta, py::handle reduction, double terms) {
+  const auto a = real(alpha), b = real(beta);
+  if (!a || !b || !PyUnicode_Check(reduction.ptr()) || !(terms < kExact)) return {};
+  if (PyUnicode_CompareWithASCIIString(reduction.ptr(), "sum") == 0) return Update{*a, *b};
+  if (PyUnicode_CompareWithASCIIString(reduction.ptr(), "mean") != 0) return {};
+  return Update{*a / std::max(terms, 1.0), *b};
+}
+
+/// x (N, C, H, W), the geometry of a convolution over it and its groups.
+struct Convolution {
+  const at::Tensor& x;
+  Pair kernel, stride, padding, dilation, positions;
+  std::int64_t groups;
+
+  std::int64_t group_channels() const { return x.size(1) / groups; }
+  std::int64_t offsets() const { return kernel[0] * kernel[1]; }
+  double outputs() const {
+    return static_cast<double>(x.size(0)) * static_cast<double>(positions[0]) * static_cast<double>(positions[1]);
+  }
+};
+
+std::optional<Convolution> convolution(py::handle images, py::handle kernel_size, py::handle strides,
+                                       py::handle paddings, py::handle dilations, py::handle group_count) {
+  if (anyone_watches()) return {};
+  const at::Tensor* x = plain_tensor(images);
+  const auto kernel = pair(kernel_size, 1), stride = pair(strides, 1), padding = pair(paddings, 0),
+             dilation = pair(dilations, 1);
+  const auto groups = integer(group_count, 1);
+  if (!x || !is_float(*x) || x->dim() != 4 || !kernel || !stride || !padding || !dilation || !groups) return {};
+  if (x->size(1) == 0 || x->size(1) % *groups != 0) return {};
+  Convolution found{*x, *kernel, *stride, *padding, *dilation, {}, *groups};
+  for (const std::size_t axis : {0, 1}) {
+    const std::int64_t pixels = x->size(static_cast<std::int64_t>(axis) + 2);
+    const std::int64_t room = pixels + 2 * (*padding)[axis] - (*dilation)[axis] * ((*kernel)[axis] - 1) - 1;
+    if (pixels == 0 || room < 0) return {};
+    found.positions[axis] = room / (*stride)[axis] + 1;
+  }
+  return found;
+}
+
+/// A result, and the Python object to return: a new tensor of that shape, or `out` where it is one that can take it.
+struct Result {
+  at::Tensor tensor;
+  py::object object;
+};
+
+std::optional<Result> result(py::handle out, const at::Tensor& x, at::IntArrayRef shape, double beta) {
+  double bytes = 8;
+  for (const std::int64_t size : shape) bytes *= static_cast<double>(size);
+  if (!(bytes < kExact)) return {};
+  if (out.is_none()) {
+    if (beta != 0) return {};
+    at::Tensor tensor(at::detail::empty_cpu(shape, result_type(x)));
+    py::object object = py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
+    return Result{std::move(tensor), std::move(object)};
+  }
+  const at::Tensor* tensor = plain_tensor(out);
+  if (!tensor || tensor->scalar_type() != result_type(x) || tensor->sizes() != shape || tensor->requires_grad()) {
+    return {};
+  }
+  if (!tensor->is_inference()) tensor->unsafeGetTensorImpl()->bump_version();  // autograd does not see the kernel write
+  return Result{*tensor, py::reinterpret_borrow<py::object>(out)};
+}
+
+std::optional<Result> factor(py::handle out, const at::Tensor& x, std::int64_t groups, std::int64_t size, double beta) {
+  const std::array<std::int64_t, 3> shape{groups, size, size};
+  return result(out, x, at::IntArrayRef(shape).slice(groups == 1 ? 1 : 0), beta);
+}
+
+}  // namespace
+
+py::object covariance(py::handle x, py::handle feature_dim, py::handle groups, py::handle bias, py::handle reduction,
+                      py::handle out, py::handle alpha, py::handle beta) {
+  const at::Tensor* rows = anyone_watches() ? nullptr : plain_tensor(x);
+  const auto count = integer(groups, 1);
+  if (!rows || !is_float(*rows) || rows->dim() == 0 || !count || !PyBool_Check(bias.ptr())) return py::none();
+  auto dim = integer(feature_dim, -rows->dim());
+  if (!dim || *dim >= rows->dim()) return py::none();
+  if (*dim < 0) *dim += rows->dim();
+  const std::int64_t features = rows->size(*dim);
+  if (features == 0 || features % *count != 0) return py::none();
+  double terms = 1;
+  for (std::int64_t i = 0; i < rows->dim(); ++i) terms *= i == *dim ? 1.0 : static_cast<double>(rows->size(i));
+  const auto update = scales(alpha, beta, reduction, terms);
+  if (!update) return py::none();
+  const bool constant = bias.ptr() == Py_True;
+  const auto to = factor(out, *rows, *count, features / *count + constant, update->beta);
+  if (!to) return py::none();
+  {
+    const py::gil_scoped_release unlocked;
+    covariance_(*rows, *dim, constant, update->alpha, update->beta, to->tensor);
+  }
+  return to->object;
+}
+
+py::object channel_covariance(py::handle x, py::handle kernel_size, py::handle stride, py::handle padding,
+                              py::handle dilation, py::handle groups, py::handle reduction, py::handle out,
+                              py::handle alpha, py::handle beta) {
+  const auto conv = convolution(x, kernel_size, stride, padding, dilation, groups);
+  if (!conv) return py::none();
+  const auto update = scales(alpha, beta, reduction, conv->outputs() * static_cast<double>(conv->offsets()));
+  if (!update) return py::none();
+  const auto to = factor(out, conv->x, conv->groups, conv->group_channels(), update->beta);
+  if (!to) return py::none();
+  {
+    const py::gil_scoped_release unlocked;
+    channel_covariance_(conv->x, conv->kernel, conv->stride, conv->padding, conv->dilation, conv->positions,
+                        update->alpha, update->beta, to->tensor);
+  }
+  return to->object;
+}
+
+py::object patch_covariance(py::handle x, py::handle kernel_size, py::handle stride, py::handle padding,
+                            py::handle dilation, py::handle groups, py::handle bias, py::handle reduction,
+                            py::handle out, py::handle alpha, py::handle beta) {
+  const auto conv = convolution(x, kernel_size, stride, padding, dilation, groups);
+  if (!conv || !PyBool_Check(bias.ptr())) return py::none();
+  const auto update = scales(alpha, beta, reduction, conv->outputs());
+  if (!update) return py::none();
+  const bool constant = bias.ptr() == Py_True;
+  const auto to = factor(out, conv->x, conv->groups, conv->group_channels() * conv->offsets() + constant, update->beta);
+  if (!to) return py::none();
+  {
+    const py::gil_scoped_release unlocked;
+    patch_covariance_(conv->x, conv->kernel, conv->stride, conv->padding, conv->dilation, conv->positions, constant,
+                      update->alpha, update->beta, to->tensor);
+  }
+  return to->object;
+}
+
+py::object gradient_second_moment(py::handle x, py::handle g, py::handle kernel_size, py::handle stride,
+                                  py::handle padding, py::handle dilation, py::handle groups, py::handle reduction,
+                                  py::handle out, py::handle alpha, py::handle beta) {
+  const auto conv = convolution(x, kernel_size, stride, padding, dilation, groups);
+  const at::Tensor* gradient = plain_tensor(g);
+  if (!conv || !gradient || gradient->dim() != 4 || gradient->scalar_type() != conv->x.scalar_type()) return py::none();
+  const std::int64_t outputs = gradient->size(1);
+  const std::array<std::int64_t, 4> expected{conv->x.size(0), outputs, conv->positions[0], conv->positions[1]};
+  if (outputs == 0 || outputs % conv->groups != 0 || gradient->sizes() != at::IntArrayRef(expected)) return py::none();
+  const auto update = scales(alpha, beta, reduction, static_cast<double>(conv->x.size(0)));
+  if (!update) return py::none();
+  const std::array<std::int64_t, 4> shape{outputs, conv->group_channels(), conv->kernel[0], conv->kernel[1]};
+  const auto to = result(out, conv->x, shape, update->beta);
+  if (!to) return py::none();
+  {
+    const py::gil_scoped_release unlocked;
+    gradient_second_moment_(conv->x, *gradient, conv->kernel, conv->stride, conv->padding, conv->dilation,
+                            update->alpha, update->beta, to->tensor);
+  }
+  return to->object;
+}
+
+}  // namespace eigendamage::bindings

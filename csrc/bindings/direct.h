@@ -1,0 +1,26 @@
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+namespace eigendamage::bindings {
+
+/// The functions of ops.py with arguments as there, for the ordinary call: dense tensors on the CPU, geometry of modest
+/// numbers, and nobody who watches operators, such as a mode, a transform or a profiler. Neither Python's checks nor the
+/// dispatcher are run, which take longer than the kernel where x is small. Anything out of the ordinary, and every error,
+/// is left to Python: None.
+py::object covariance(py::handle x, py::handle feature_dim, py::handle groups, py::handle bias, py::handle reduction,
+                      py::handle out, py::handle alpha, py::handle beta);
+
+py::object channel_covariance(py::handle x, py::handle kernel_size, py::handle stride, py::handle padding,
+                              py::handle dilation, py::handle groups, py::handle reduction, py::handle out,
+                              py::handle alpha, py::handle beta);
+
+py::object patch_covariance(py::handle x, py::handle kernel_size, py::handle stride, py::handle padding,
+                            py::handle dilation, py::handle groups, py::handle bias, py::handle reduction,
+                            py::handle out, py::handle alpha, py::handle beta);
+
+py::object gradient_second_moment(py::handle x, py::handle g, py::handle kernel_size, py::handle stride,
+                                  py::handle padding, py::handle dilation, py::handle groups, py::handle reduction,
+                                  py::handle out, py::handle alpha, py::handle beta);
+
+}  // namespace eigendamage::bindings
