@@ -21,6 +21,12 @@ constexpr std::int64_t kSlicePositions = 2048;  // at least
 
 std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
 
+std::int64_t most_positions(const std::vector<Box>& boxes) {
+  std::int64_t most = 0;
+  for (const Box& box : boxes) most = std::max(most, box.positions());
+  return most;
+}
+
 template <class T>
 class Summation {
  public:
@@ -36,8 +42,8 @@ class Summation {
 
   Range needed_groups(const PanelPair& pair) const;
   std::vector<Strip> strips(std::int64_t rows) const;
-  std::vector<Box> boxes(std::int64_t bytes, std::int64_t least_count) const;
-  Buffer<T> packed_buffer(const std::vector<Box>& boxes) const;
+  std::vector<Box> boxes(std::int64_t most_bytes, std::int64_t channels, std::int64_t least_count) const;
+  void pack(const std::vector<Box>& boxes, const Range& batch, std::int64_t box_size, T* packed) const;
   void sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t tile_size, T* sums,
                  bool first) const;
   void sum_slices();
@@ -82,20 +88,25 @@ std::vector<typename Summation<T>::Strip> Summation<T>::strips(std::int64_t rows
   return list;
 }
 
-/// Boxes of at most that many packed bytes, and at least that many of them where they would not become tiny.
+/// Boxes of at most that many packed bytes of that many channels, and at least that many of them where they would not
+/// become tiny.
 template <class T>
-std::vector<Box> Summation<T>::boxes(std::int64_t most_bytes, std::int64_t least_count) const {
+std::vector<Box> Summation<T>::boxes(std::int64_t most_bytes, std::int64_t channels, std::int64_t least_count) const {
   const std::int64_t positions = p_.images * p_.plan.height * p_.plan.width;
-  const std::int64_t fitting = most_bytes / bytes(p_.tiling.channels_per_position());
+  const std::int64_t fitting = most_bytes / bytes(channels);
   const std::int64_t shared = std::max(kSlicePositions, positions / least_count);
   return split_boxes(p_.plan, p_.images, std::max<std::int64_t>(1, std::min(fitting, shared)));
 }
 
+/// Packs boxes of the batch, each `box_size` numbers after the one before.
 template <class T>
-Buffer<T> Summation<T>::packed_buffer(const std::vector<Box>& boxes) const {
-  std::int64_t positions = 0;
-  for (const Box& box : boxes) positions = std::max(positions, box.positions());
-  return make_buffer<T>(positions * p_.tiling.channels_per_position());
+void Summation<T>::pack(const std::vector<Box>& boxes, const Range& batch, std::int64_t box_size, T* packed) const {
+  std::int64_t most = 0;
+  for (const Box& box : boxes) most = std::max(most, p_.packer.tasks(box));
+  for_each(p_.parallel_for, batch.size() * most, [&](std::int64_t i) {
+    const Box& box = boxes[static_cast<std::size_t>(batch.begin + i / most)];
+    if (i % most < p_.packer.tasks(box)) p_.packer.pack(box, i % most, packed + i / most * box_size);
+  });
 }
 
 /// Sums all slots that the strip needs over a box; a slot's sums are `tile_size` after the one before. `first` overwrites.
@@ -142,11 +153,12 @@ template <class T>
 void Summation<T>::sum_slices() {
   const std::int64_t width = p_.tiling.width, tile_size = width * width, strip_size = slots() * tile_size;
   const std::vector<Strip> strips = this->strips(width);
-  const std::vector<Box> boxes = this->boxes(p_.limits.kept_box, kSlices);
+  const std::int64_t channels = p_.tiling.channels_per_position();
+  const std::vector<Box> boxes = this->boxes(p_.limits.kept_box, channels, kSlices);
   const std::int64_t slices = std::min(kSlices, count(boxes)), slice_size = count(strips) * strip_size;
   const Buffer<T> sums = make_buffer<T>(slices * slice_size);
   for_each(p_.parallel_for, slices, [&](std::int64_t slice) {
-    const Buffer<T> packed = packed_buffer(boxes);
+    const Buffer<T> packed = make_buffer<T>(most_positions(boxes) * channels);
     const std::int64_t begin = count(boxes) * slice / slices, end = count(boxes) * (slice + 1) / slices;
     for (std::int64_t b = begin; b < end; ++b) {
       const Box& box = boxes[static_cast<std::size_t>(b)];
@@ -172,24 +184,28 @@ void Summation<T>::sum_slices() {
   });
 }
 
-/// Many sums: a thread makes those of a strip for one box and adds them to the output.
+/// Many sums: a thread makes those of a strip, box after box of a batch of them, and adds them to the output.
 template <class T>
 void Summation<T>::sum_boxes() {
   const std::int64_t width = p_.tiling.width, step = p_.simd.tile_rows;
   const std::int64_t fitting = p_.limits.added / bytes(slots() * width), shared = width * count(pairs_) / kStrips;
   const std::int64_t rows = std::clamp(std::min(fitting, shared) / step * step, step, width), tile_size = rows * width;
   const std::vector<Strip> strips = this->strips(rows);
-  const std::vector<Box> boxes = this->boxes(p_.limits.added_box, 1);
-  const Buffer<T> packed = packed_buffer(boxes);
-  for (const Box& box : boxes) {
-    for_each(p_.parallel_for, p_.packer.tasks(box),
-             [&](std::int64_t task) { p_.packer.pack(box, task, packed.get()); });
+  const std::vector<Box> boxes = this->boxes(p_.limits.added_box, 2 * width, 1);
+  const std::int64_t box_size = most_positions(boxes) * p_.tiling.channels_per_position();
+  const std::vector<Range> batches = split(count(boxes), p_.limits.packed / bytes(std::max<std::int64_t>(1, box_size)));
+  const Buffer<T> packed = make_buffer<T>(batches.back().size() * box_size);
+  for (const Range& batch : batches) {
+    pack(boxes, batch, box_size, packed.get());
     for_each(p_.parallel_for, count(strips), [&](std::int64_t s) {
       const Strip& strip = strips[static_cast<std::size_t>(s)];
       const Buffer<T> sums = make_buffer<T>(slots() * tile_size);
-      sum_strip(box, packed.get(), strip, tile_size, sums.get(), true);
-      writer_.add(strip.pair, strip.rows, sums.get(), tile_size, &box == &boxes.front());
-      if (&box == &boxes.back() && strip.pair.i < strip.pair.j) writer_.mirror(strip.pair, strip.rows);
+      for (std::int64_t b = batch.begin; b < batch.end; ++b) {
+        sum_strip(boxes[static_cast<std::size_t>(b)], packed.get() + (b - batch.begin) * box_size, strip, tile_size,
+                  sums.get(), b == batch.begin);
+      }
+      writer_.add(strip.pair, strip.rows, sums.get(), tile_size, batch.begin == 0);
+      if (batch.end == count(boxes) && strip.pair.i < strip.pair.j) writer_.mirror(strip.pair, strip.rows);
     });
   }
 }

@@ -12,10 +12,12 @@ namespace eigendamage::cpu {
 
 /// Bytes of memory.
 struct Limits {
-  std::int64_t kept = 1 << 20;       ///< sums of a slice of the batch, kept until the end
-  std::int64_t kept_box = 1 << 19;   ///< packed positions of a thread, where sums are kept
-  std::int64_t added = 4 << 20;      ///< sums that a thread holds before it adds them to `out`, where they are not kept
-  std::int64_t added_box = 8 << 20;  ///< packed positions shared by the threads, where sums are not kept
+  std::int64_t kept = 1 << 20;      ///< sums of a slice of the batch, kept until the end
+  std::int64_t kept_box = 1 << 19;  ///< packed positions of a thread, where sums are kept
+  std::int64_t added = 1 << 19;     ///< sums that a thread holds before it adds them to `out`, where they are not kept
+  std::int64_t added_box =
+      1 << 19;  ///< packed positions of two panels, read again for every lag, where sums are not kept
+  std::int64_t packed = 16 << 20;  ///< packed positions shared by the threads, where sums are not kept
 };
 
 /// Everything that sums over positions is one computation: the plan says which Grams of a grid's positions and lags make
@@ -23,9 +25,9 @@ struct Limits {
 ///
 ///   out = beta·out + alpha·Σ_images (blocks of the plan), with the constant's row and column last.
 ///
-/// Where the sums are few, a thread packs and sums slices of the batch; else all pack a box of positions together, and a
-/// thread owns rows of the output. Which thread does what is left open; what is added to what, in which order, depends on
-/// the shape alone.
+/// Where the sums are few, a thread packs and sums slices of the batch; else all pack a batch of boxes together, and a
+/// thread sums rows of two panels over them, to write the output as seldom as memory allows. Which thread does what is left
+/// open; what is added to what, in which order, depends on the shape alone.
 template <class T>
 struct GramProblem {
   const PanelKernels<T>& simd;

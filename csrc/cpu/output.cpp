@@ -3,7 +3,19 @@
 #include <algorithm>
 #include <vector>
 
+#include "pages.h"
+
 namespace eigendamage::cpu {
+
+template <class T>
+OutputWriter<T>::OutputWriter(const PanelKernels<T>& simd, const Plan& plan, const Tiling& tiling, const Update& update,
+                              const FactorView& out)
+    : simd_(simd), plan_(plan), tiling_(tiling), update_(update), out_(out) {
+  if (update.beta == 0) {
+    const T* end = row(out.groups - 1, out.size - 1) + out.size;
+    use_huge_pages(out.data, static_cast<std::size_t>(end - row(0, 0)) * sizeof(T));
+  }
+}
 
 /// In double: a float alpha would add its own rounding to every entry.
 template <class T>

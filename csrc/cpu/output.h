@@ -20,8 +20,7 @@ template <class T>
 class OutputWriter {
  public:
   OutputWriter(const PanelKernels<T>& simd, const Plan& plan, const Tiling& tiling, const Update& update,
-               const FactorView& out)
-      : simd_(simd), plan_(plan), tiling_(tiling), update_(update), out_(out) {}
+               const FactorView& out);
 
   /// Adds alpha times the blocks to channels `rows` of panel i; `first` applies beta before. sums (slots, rows, width), a
   /// slot `tile_size` after the one before; slots of negative lag are not read for i = j.

@@ -7,14 +7,6 @@ namespace {
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-/// Equal parts of [0, size) of at most `part` each.
-std::vector<Range> split(std::int64_t size, std::int64_t part) {
-  const std::int64_t parts = std::max<std::int64_t>(1, ceil_div(size, part));
-  std::vector<Range> ranges;
-  for (std::int64_t i = 0; i < parts; ++i) ranges.push_back({size * i / parts, size * (i + 1) / parts});
-  return ranges;
-}
-
 Range widened(const Range& range, std::int64_t reach, std::int64_t size) {
   return {std::max<std::int64_t>(0, range.begin - reach), std::min(size, range.end + reach)};
 }
@@ -56,6 +48,13 @@ template Tiling tile_bundles(const PanelKernels<float>&, std::int64_t, std::int6
 template Tiling tile_bundles(const PanelKernels<double>&, std::int64_t, std::int64_t, bool, std::int64_t);
 template Tiling tile_channels(const PanelKernels<float>&, std::int64_t, std::int64_t, bool, bool);
 template Tiling tile_channels(const PanelKernels<double>&, std::int64_t, std::int64_t, bool, bool);
+
+std::vector<Range> split(std::int64_t size, std::int64_t part) {
+  const std::int64_t parts = std::max<std::int64_t>(1, ceil_div(size, std::max<std::int64_t>(1, part)));
+  std::vector<Range> ranges;
+  for (std::int64_t i = 0; i < parts; ++i) ranges.push_back({size * i / parts, size * (i + 1) / parts});
+  return ranges;
+}
 
 std::vector<Box> split_boxes(const Plan& plan, std::int64_t images, std::int64_t budget) {
   const std::int64_t pixels = plan.height * plan.width;

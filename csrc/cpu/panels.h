@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../views.h"
+#include "pages.h"
 #include "plan.h"
 #include "simd.h"
 
@@ -37,6 +38,9 @@ template <class T>
 Tiling tile_channels(const PanelKernels<T>& simd, std::int64_t groups, std::int64_t channels, bool constant,
                      bool share_panels);
 
+/// Equal parts of [0, size) of at most `part` each, and of one at least. At least one, perhaps empty.
+std::vector<Range> split(std::int64_t size, std::int64_t part);
+
 /// The positions summed in one step, and with them (`packed_…`) all that a lag reaches from there inside the grid.
 struct Box {
   Range images, rows, columns;
@@ -57,7 +61,10 @@ using Buffer = std::unique_ptr<T[], AlignedDelete<T>>;
 
 template <class T>
 Buffer<T> make_buffer(std::int64_t size) {
-  return Buffer<T>(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T), std::align_val_t{64})));
+  const std::size_t bytes = static_cast<std::size_t>(size) * sizeof(T);
+  void* memory = ::operator new(bytes, std::align_val_t{64});
+  use_huge_pages(memory, bytes);
+  return Buffer<T>(static_cast<T*>(memory));
 }
 
 /// Fills the panels of a box: packed[bundle][panel][row][column][image][width], images innermost so that any rectangle is

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <cstddef>
+
+namespace eigendamage::cpu {
+
+/// Asks for huge pages under memory that is about to be written for the first time: every page that a large result touches
+/// costs a fault, and they are what takes longest. Does nothing where memory is small or the system has no such call.
+void use_huge_pages(void* begin, std::size_t bytes);
+
+}  // namespace eigendamage::cpu
