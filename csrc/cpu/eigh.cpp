@@ -143,7 +143,7 @@ template <class T>
 void solve_one(const Tools<T>& tools, const EighProblem& problem) {
   const std::int64_t n = problem.size, stride = eigh_stride(n);
   if (n > kMaxEighSize) return fail<T>(problem, kNotAccurate);
-  const Buffer<T> memory = make_buffer<T>(2 * n * stride + eigh_hybrid_workspace(n) + 2 * kProbes * n);
+  const Buffer<T> memory = make_buffer<T>(2 * n * stride + eigh_hybrid_workspace(n) + 2 * kProbes * stride);
   T *const a = memory.get(), *const vectors = a + n * stride, *const workspace = vectors + n * stride;
   T* const values = static_cast<T*>(problem.values);
 

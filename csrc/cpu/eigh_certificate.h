@@ -11,11 +11,12 @@ constexpr int kProbes = 4;
 template <class T>
 struct Certificate {
   /// Whether ‖AV − VΛ‖ ≤ 8·n·eps·‖A‖ and ‖VᵀV − 1‖ ≤ 8·n·eps, estimated: ‖Ez‖² averages to ‖E‖² over vectors z of random
-  /// signs. a and vectors_t (n, n) have rows `stride` apart, and of a the lower triangle is read; workspace holds
-  /// 2·kProbes·n numbers.
+  /// signs. a and vectors_t (n, n) have rows `stride` ≥ eigh_stride(n) apart, and only the lower triangle of a counts;
+  /// workspace holds 2·kProbes·eigh_stride(n) numbers.
   bool (*holds)(std::int64_t n, std::int64_t stride, const T* a, const T* values, const T* vectors_t, T* workspace);
 
-  /// Makes the component of largest magnitude, the first of equals, positive in a vector (n), and −0 to 0: out may be in.
+  /// Makes the component of largest magnitude, the first of equals, positive in a vector (n), and −0 to 0: out may be in, of which
+  /// eigh_stride(n) numbers are readable.
   void (*choose_sign)(std::int64_t n, const T* in, T* out);
 };
 

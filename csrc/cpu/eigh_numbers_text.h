@@ -2,6 +2,10 @@
 
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "simd_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
@@ -36,15 +40,77 @@ Vector<T> spread(T x) {
   return Vector<T>{} + x;
 }
 
+/// 1/x within two units in the last place, for a normal x whose inverse is normal: in a fraction of a division's time.
+template <class T>
+Vector<T> reciprocal(Vector<T> x) {
+#if defined(__x86_64__) && EIGENDAMAGE_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    const auto guess = (Vector<T>)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
+    return guess + guess * (1 - x * guess);
+  } else {
+    auto guess = (Vector<T>)_mm512_maskz_rcp14_pd(0xff, (__m512d)x);
+    guess += guess * (1 - x * guess);
+    return guess + guess * (1 - x * guess);
+  }
+#else
+  return 1 / x;
+#endif
+}
+
+/// 0, 1, 2, …
+template <class T>
+Vector<T> lane_numbers() {
+  Vector<T> numbers{};
+  for (int i = 0; i < kLanes<T>; ++i) numbers[i] = static_cast<T>(i);
+  return numbers;
+}
+
+/// Sums the lanes that are a multiple of Period apart.
+template <class T, int Period, int Distance = kLanes<T> / 2>
+Vector<T> fold(Vector<T> x) {
+  if constexpr (Distance < Period) {
+    return x;
+  } else {
+    typename VectorOf<T>::index at{};
+    for (int i = 0; i < kLanes<T>; ++i) at[i] = (i + Distance) % kLanes<T>;
+    return fold<T, Period, Distance / 2>(x + shuffle<T>(x, x, at));
+  }
+}
+
 template <class T>
 T sum_lanes(Vector<T> x) {
-  T lanes[kLanes<T>];
-  store(lanes, x);
-#pragma GCC unroll 4
-  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return fold<T, 1>(x)[0];
+}
+
+/// Interleaves lanes and adds, halving the number of vectors, until lane i of the result is part of the sum of x[i % Count].
+template <class T, int Count>
+Vector<T> sum_interleaved(const Vector<T>* x) {
+  if constexpr (Count == 1) {
+    return x[0];
+  } else {
+    typename VectorOf<T>::index low{}, high{};
+    for (int i = 0; i < kLanes<T>; ++i) {
+      low[i] = i / 2 + (i % 2) * kLanes<T>;
+      high[i] = low[i] + kLanes<T> / 2;
+    }
+    Vector<T> sums[Count / 2];
+#pragma GCC unroll 8
+    for (int i = 0; i < Count / 2; ++i) {
+      sums[i] = shuffle<T>(x[i], x[i + Count / 2], low) + shuffle<T>(x[i], x[i + Count / 2], high);
+    }
+    return sum_interleaved<T, Count / 2>(sums);
   }
-  return lanes[0];
+}
+
+/// sums[i] = Σ of the lanes of x[i].
+template <class T, int Count>
+void sum_each(const Vector<T> (&x)[Count], T (&sums)[Count]) {
+  if constexpr (Count > kLanes<T>) {
+    for (int i = 0; i < Count; ++i) sums[i] = sum_lanes<T>(x[i]);
+  } else {
+    const Vector<T> all = fold<T, Count>(sum_interleaved<T, Count>(x));
+    __builtin_memcpy(sums, &all, sizeof sums);
+  }
 }
 
 /// Σ x[i] · y[i], i < n; both hold zeros up to the next multiple of 2·kLanes.

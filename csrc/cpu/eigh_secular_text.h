@@ -41,12 +41,12 @@ SecularValue<T> evaluate(const Secular<T>& equation, const Roots<T>& roots, std:
   const std::int64_t behind = first + kLanes<T> < count ? first + kLanes<T> : count;
   std::int64_t j = 0;
   for (; j < before; ++j) {
-    const Vector<T> term = equation.z[j] / ((equation.d[j] - roots.origin) - roots.shift);
+    const Vector<T> term = equation.z[j] * reciprocal<T>((equation.d[j] - roots.origin) - roots.shift);
     value.psi += term * equation.z[j];
     value.psi_slope += term * term;
   }
   for (; j < behind; ++j) {
-    const Vector<T> term = equation.z[j] / ((equation.d[j] - roots.origin) - roots.shift);
+    const Vector<T> term = equation.z[j] * reciprocal<T>((equation.d[j] - roots.origin) - roots.shift);
     const auto is_left = static_cast<T>(j) <= __builtin_convertvector(roots.left_pole, Vector<T>);
     const Vector<T> left = is_left ? term : Vector<T>{}, right = is_left ? Vector<T>{} : term;
     value.psi += left * equation.z[j];
@@ -55,7 +55,7 @@ SecularValue<T> evaluate(const Secular<T>& equation, const Roots<T>& roots, std:
     value.phi_slope += right * right;
   }
   for (; j < count; ++j) {
-    const Vector<T> term = equation.z[j] / ((equation.d[j] - roots.origin) - roots.shift);
+    const Vector<T> term = equation.z[j] * reciprocal<T>((equation.d[j] - roots.origin) - roots.shift);
     value.phi += term * equation.z[j];
     value.phi_slope += term * term;
   }
@@ -170,7 +170,7 @@ void solve_secular(const Secular<T>& equation, const std::int32_t* places, T* va
       const Vector<T> difference = (equation.d[j] - roots.origin) - roots.shift;
       store(columns + places[j] * kLanes<T>, difference);
       const Vector<T> gap = lane_index == static_cast<T>(j) ? spread(T(1)) : equation.d[j] - poles;
-      products[j] *= exists ? difference / gap : spread(T(1));
+      products[j] *= exists ? difference * reciprocal<T>(gap) : spread(T(1));
     }
   }
   for (std::int64_t j = 0; j < count; ++j) {
@@ -185,7 +185,7 @@ void solve_secular(const Secular<T>& equation, const std::int32_t* places, T* va
     Vector<T> squares{};
     for (std::int64_t j = 0; j < count; ++j) {
       T* entry = columns + places[j] * kLanes<T>;
-      const Vector<T> component = products[j] / load(entry);
+      const Vector<T> component = products[j] * reciprocal<T>(load(entry));
       store(entry, component);
       squares += component * component;
     }

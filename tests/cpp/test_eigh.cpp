@@ -281,9 +281,9 @@ TEST(the_certificate_is_near_its_gate) {
     Random random(6);
     std::normal_distribution<double> normal;
     for (const std::int64_t n : {12, 17, 50}) {
-      const std::int64_t stride = n + 3;
+      const std::int64_t stride = cpu::eigh_stride(n) + 3;
       const auto a = cpu::make_buffer<T>(n * stride), v = cpu::make_buffer<T>(n * stride);
-      const auto values = cpu::make_buffer<T>(n), workspace = cpu::make_buffer<T>(2 * cpu::kProbes * n);
+      const auto values = cpu::make_buffer<T>(n), workspace = cpu::make_buffer<T>(2 * cpu::kProbes * stride);
       const auto holds = [&] { return certificate.holds(n, stride, a.get(), values.get(), v.get(), workspace.get()); };
       const double gate = 8 * static_cast<double>(n) * static_cast<double>(std::numeric_limits<T>::epsilon());
       const auto count = static_cast<double>(n);
@@ -292,7 +292,7 @@ TEST(the_certificate_is_near_its_gate) {
           const auto reset = [&] {  // diag(1, −1, 1, …)
             for (std::int64_t i = 0; i < n; ++i) {
               for (std::int64_t j = 0; j < stride; ++j) {
-                v[at(i * stride + j)] = T(i == j);
+                v[at(i * stride + j)] = j < n ? T(i == j) : T(kInfinity);
                 a[at(i * stride + j)] = j > i ? T(kInfinity) : T(i == j ? 1 - i % 2 * 2 : 0);
               }
               values[at(i)] = T(1 - i % 2 * 2);
