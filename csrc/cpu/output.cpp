@@ -17,25 +17,14 @@ OutputWriter<T>::OutputWriter(const PanelKernels<T>& simd, const Plan& plan, con
   }
 }
 
-/// In double: a float alpha would add its own rounding to every entry.
-template <class T>
-void OutputWriter<T>::update(T* entries, const T* sums, std::int64_t count, bool first) const {
-  const double alpha = update_.alpha, beta = first ? update_.beta : 1;
-  if (beta == 0) {
-    for (std::int64_t i = 0; i < count; ++i) entries[i] = static_cast<T>(alpha * static_cast<double>(sums[i]));
-  } else {
-    for (std::int64_t i = 0; i < count; ++i) {
-      entries[i] = static_cast<T>(beta * static_cast<double>(entries[i]) + alpha * static_cast<double>(sums[i]));
-    }
-  }
-}
-
 template <class T>
 void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sums, std::int64_t tile_size,
                           bool first) const {
   const std::int64_t width = tiling_.width, channels = tiling_.channels, kernel = plan_.offsets;
   const std::int64_t constant = tiling_.constant_place(pair.bundle, pair.j);
-  std::vector<T> entries(static_cast<std::size_t>(width * kernel));  // of one row, in the order of the output
+  const double beta = first ? update_.beta : 1;
+  std::vector<T> entries(
+      static_cast<std::size_t>(width * kernel + kMaxLanes));  // of one row, in the order of the output
   for (std::int64_t r = rows.begin; r < rows.end; ++r, sums += width) {
     const std::int64_t bundle_group = (pair.i * width + r) / channels;
     const std::int64_t group = pair.bundle * tiling_.bundle_groups + bundle_group;
@@ -46,16 +35,16 @@ void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sum
     for (std::int64_t k1 = 0; k1 < kernel; ++k1) {
       T* out = row(group, channel * kernel + k1);
       const std::int64_t first_offset = pair.i == pair.j || constant == 0 ? k1 : 0;
-      const std::int64_t last_offset = constant == 0 ? k1 : kernel - 1;
-      for (std::int64_t k2 = first_offset; k2 <= last_offset; ++k2) {
-        const Range terms = plan_.blocks[static_cast<std::size_t>(k1 * kernel + k2)];
-        simd_.combine(sums, plan_.terms.data() + terms.begin, terms.size(), tile_size, width, kernel,
-                      entries.data() + k2);
-      }
+      const std::int64_t offsets = constant == 0 ? 1 : kernel - first_offset;
+      simd_.combine(sums, plan_.terms.data(), plan_.blocks.data() + k1 * kernel + first_offset, offsets, tile_size,
+                    width, kernel, entries.data() + first_offset);
       if (constant != 0) {
-        update(out + (begin - origin) * kernel, entries.data() + begin * kernel, (end - begin) * kernel, first);
+        simd_.update(out + (begin - origin) * kernel, entries.data() + begin * kernel, (end - begin) * kernel,
+                     update_.alpha, beta);
       }
-      if (constant >= 0) update(out + out_.size - 1, entries.data() + constant * kernel + k1, 1, first);
+      if (constant >= 0) {
+        simd_.update(out + out_.size - 1, entries.data() + constant * kernel + k1, 1, update_.alpha, beta);
+      }
     }
   }
 }
@@ -69,16 +58,20 @@ void OutputWriter<T>::write_corner(double count) const {
   }
 }
 
+/// A few whole lines of `to` at a time: what is written side by side stays in the cache.
 template <class T>
 void OutputWriter<T>::transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns) const {
+  const std::int64_t lanes = simd_.lanes, stride = out_.row_stride, whole = rows / lanes * lanes;
   const T* lines[kMaxLanes];
-  std::int64_t r = 0;
-  for (; r + simd_.lanes <= rows; r += simd_.lanes) {
-    for (std::int64_t i = 0; i < simd_.lanes; ++i) lines[i] = from + (r + i) * out_.row_stride;
-    simd_.interleave(lines, columns, out_.row_stride, to + r);
-  }
-  for (std::int64_t c = 0; c < columns; ++c) {
-    for (std::int64_t i = r; i < rows; ++i) to[c * out_.row_stride + i] = from[i * out_.row_stride + c];
+  for (std::int64_t c = 0; c < columns; c += lanes) {
+    const std::int64_t count = std::min(lanes, columns - c);
+    for (std::int64_t r = 0; r < whole; r += lanes) {
+      for (std::int64_t i = 0; i < lanes; ++i) lines[i] = from + (r + i) * stride + c;
+      simd_.interleave(lines, count, stride, to + c * stride + r);
+    }
+    for (std::int64_t i = c; i < c + count; ++i) {
+      for (std::int64_t r = whole; r < rows; ++r) to[i * stride + r] = from[r * stride + i];
+    }
   }
 }
 

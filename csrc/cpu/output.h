@@ -39,7 +39,6 @@ class OutputWriter {
   T* row(std::int64_t group, std::int64_t index) const {
     return static_cast<T*>(out_.data) + group * out_.group_stride + index * out_.row_stride;
   }
-  void update(T* entries, const T* sums, std::int64_t count, bool first) const;
   void transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns) const;
 
   const PanelKernels<T>& simd_;

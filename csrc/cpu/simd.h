@@ -34,9 +34,14 @@ struct PanelKernels {
   void (*gram)(const T* a, const T* b, std::int64_t width, const Run* runs, std::int64_t run_count, const Range& rows,
                std::int64_t columns, bool upper, T* tile);
 
-  /// out[c·stride] = Σ_terms weight · row[slot·tile_size + c], c < width.
-  void (*combine)(const T* row, const Term* terms, std::int64_t term_count, std::int64_t tile_size, std::int64_t width,
-                  std::int64_t stride, T* out);
+  /// out[c·stride + k] = Σ weight · row[slot·tile_size + c] over the terms of blocks[k], c < width, k < block_count ≤ stride.
+  /// `out` has room for `lanes` numbers more; those between, and these, hold rubbish afterwards.
+  void (*combine)(const T* row, const Term* terms, const Range* blocks, std::int64_t block_count,
+                  std::int64_t tile_size, std::int64_t width, std::int64_t stride, T* out);
+
+  /// entries = beta·entries + alpha·sums, in double: a float alpha would add its own rounding to every entry. beta = 0 never
+  /// reads entries.
+  void (*update)(T* entries, const T* sums, std::int64_t count, double alpha, double beta);
 
   /// out[p·stride + c] = lines[c][p], c < lanes, p < count; a null line stands for zeros.
   void (*interleave)(const T* const* lines, std::int64_t count, std::int64_t stride, T* out);

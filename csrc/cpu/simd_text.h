@@ -82,25 +82,6 @@ void gram(const T* a, const T* b, std::int64_t width, const Run* runs, std::int6
   }
 }
 
-template <class T>
-void combine(const T* row, const Term* terms, std::int64_t term_count, std::int64_t tile_size, std::int64_t width,
-             std::int64_t stride, T* out) {
-  for (std::int64_t first = 0; first < width; first += kLanes<T>, row += kLanes<T>) {
-    Vector<T> sum = {};
-    for (const Term* term = terms; term != terms + term_count; ++term) {
-      sum += load(row + term->slot * tile_size) * static_cast<T>(term->weight);
-    }
-    if (stride == 1) {
-      store(out, sum);
-      out += kLanes<T>;
-    } else {
-      T lanes[kLanes<T>];
-      store(lanes, sum);
-      for (int c = 0; c < kLanes<T>; ++c, out += stride) *out = lanes[c];
-    }
-  }
-}
-
 // mixed[i] = first[at[i]], counting on into second.
 template <class T>
 Vector<T> shuffle(Vector<T> first, Vector<T> second, typename VectorOf<T>::index at) {
@@ -115,7 +96,7 @@ Vector<T> shuffle(Vector<T> first, Vector<T> second, typename VectorOf<T>::index
 
 // Interleaving the upper with the lower half of the rows log2(lanes) times transposes them.
 template <class T>
-void transpose(Vector<T> (&rows)[kLanes<T>]) {
+__attribute__((always_inline)) inline void transpose(Vector<T> (&rows)[kLanes<T>]) {
   constexpr int lanes = kLanes<T>;
   typename VectorOf<T>::index low, high;
   for (int i = 0; i < lanes; ++i) {
@@ -136,6 +117,38 @@ void transpose(Vector<T> (&rows)[kLanes<T>]) {
 }
 
 template <class T>
+Vector<T> combined(const T* row, const Term* terms, std::int64_t term_count, std::int64_t tile_size) {
+  Vector<T> sum = {};
+  for (const Term* term = terms; term != terms + term_count; ++term) {
+    sum += load(row + term->slot * tile_size) * static_cast<T>(term->weight);
+  }
+  return sum;
+}
+
+// Blocks of one vector are transposed as many at a time as a vector has lanes, the last ones first: a column's last
+// vector may hold more than the blocks' numbers, which those of the next column then replace.
+template <class T>
+void combine(const T* row, const Term* terms, const Range* blocks, std::int64_t block_count, std::int64_t tile_size,
+             std::int64_t width, std::int64_t stride, T* out) {
+  constexpr int lanes = kLanes<T>;
+  for (std::int64_t first = 0; first < width; first += lanes, row += lanes, out += lanes * stride) {
+    if (stride == 1) {
+      store(out, combined(row, terms + blocks->begin, blocks->end - blocks->begin, tile_size));
+      continue;
+    }
+    for (std::int64_t b = (block_count - 1) / lanes * lanes; b >= 0; b -= lanes) {
+      Vector<T> rows[lanes];
+      for (int i = 0; i < lanes; ++i) {
+        const Range block = b + i < block_count ? blocks[b + i] : Range{0, 0};
+        rows[i] = combined(row, terms + block.begin, block.end - block.begin, tile_size);
+      }
+      transpose<T>(rows);
+      for (int i = 0; i < lanes; ++i) store(out + i * stride + b, rows[i]);
+    }
+  }
+}
+
+template <class T>
 void interleave(const T* const* lines, std::int64_t count, std::int64_t stride, T* out) {
   constexpr int lanes = kLanes<T>;
   std::int64_t p = 0;
@@ -149,6 +162,34 @@ void interleave(const T* const* lines, std::int64_t count, std::int64_t stride, 
   }
   for (; p < count; ++p) {
     for (int c = 0; c < lanes; ++c) out[p * stride + c] = lines[c] ? lines[c][p] : T(0);
+  }
+}
+
+typedef float HalfVector __attribute__((vector_size(EIGENDAMAGE_VECTOR_BYTES / 2)));
+
+Vector<double> doubles(const float* p) {
+  HalfVector v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, Vector<double>);
+}
+Vector<double> doubles(const double* p) { return load(p); }
+
+void store_as(float* p, Vector<double> v) {
+  const HalfVector narrow = __builtin_convertvector(v, HalfVector);
+  __builtin_memcpy(p, &narrow, sizeof narrow);
+}
+void store_as(double* p, Vector<double> v) { store(p, v); }
+
+template <class T>
+void update(T* entries, const T* sums, std::int64_t count, double alpha, double beta) {
+  std::int64_t i = 0;
+  for (; i + kLanes<double> <= count; i += kLanes<double>) {
+    const Vector<double> added = doubles(sums + i) * alpha;
+    store_as(entries + i, beta == 0 ? added : doubles(entries + i) * beta + added);
+  }
+  for (; i < count; ++i) {
+    const double added = static_cast<double>(sums[i]) * alpha;
+    entries[i] = static_cast<T>(beta == 0 ? added : static_cast<double>(entries[i]) * beta + added);
   }
 }
 
@@ -255,6 +296,7 @@ constexpr PanelKernels<T> kPanelKernels{
     .min_width = kLanes<T> < kTileRows ? 2 * kLanes<T> : kLanes<T>,
     .gram = gram<T>,
     .combine = combine<T>,
+    .update = update<T>,
     .interleave = interleave<T>,
     .copy_pixels = copy_pixels,
     .widen = widen,

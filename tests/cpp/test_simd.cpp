@@ -1,5 +1,6 @@
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "check.h"
@@ -77,23 +78,59 @@ TEST(gram_sums_outer_products_over_the_runs) {
   });
 }
 
-TEST(combine_weighs_slots_and_spreads_the_sum) {
+TEST(combine_weighs_slots_and_lays_blocks_side_by_side) {
   Random random(2);
   for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
     for (const std::int64_t width : {simd.min_width, 2 * simd.lanes}) {
       const std::vector<T> rows = integers<T>(random, 5 * width);
-      const std::vector<cpu::Term> terms{{0, 2}, {4, -1}, {3, 7}};
-      for (std::int64_t call = 0; call < 8; ++call) {
-        const std::int64_t count = call / 2, stride = call % 2 ? 3 : 1;
-        std::vector<T> out(static_cast<std::size_t>(stride * width), T(99));
-        simd.combine(rows.data(), terms.data(), count, width, width, stride, out.data());
-        for (std::int64_t i = 0; i < stride * width; ++i) {
-          T expected = i % stride == 0 ? T(0) : T(99);
-          for (std::int64_t t = 0; i % stride == 0 && t < count; ++t) {
-            const cpu::Term& term = terms[static_cast<std::size_t>(t)];
-            expected += static_cast<T>(term.weight) * rows[static_cast<std::size_t>(term.slot * width + i / stride)];
+      const std::vector<cpu::Term> terms{{0, 2}, {4, -1}, {3, 7}, {1, 1}, {2, -3}};
+      for (const std::int64_t stride : {1, 3, 4, 9, 16, 17, 35}) {
+        for (std::int64_t count = 1; count <= stride; ++count) {
+          std::vector<cpu::Range> blocks;
+          for (std::int64_t k = 0; k < count; ++k) {
+            const std::int64_t begin = pick(random, 0, 5);
+            blocks.push_back({begin, pick(random, begin, 5)});
           }
-          CHECK(out[static_cast<std::size_t>(i)] == expected, name);
+          const std::int64_t size = stride * (width - 1) + count + simd.lanes;
+          std::vector<T> out(static_cast<std::size_t>(size + 1), T(99));
+          simd.combine(rows.data(), terms.data(), blocks.data(), count, width, width, stride, out.data());
+          CHECK(out.back() == T(99), name);
+          for (std::int64_t c = 0; c < width; ++c) {
+            for (std::int64_t k = 0; k < count; ++k) {
+              T expected = 0;
+              for (std::int64_t t = blocks[static_cast<std::size_t>(k)].begin;
+                   t < blocks[static_cast<std::size_t>(k)].end; ++t) {
+                const cpu::Term& term = terms[static_cast<std::size_t>(t)];
+                expected += static_cast<T>(term.weight) * rows[static_cast<std::size_t>(term.slot * width + c)];
+              }
+              CHECK(out[static_cast<std::size_t>(c * stride + k)] == expected, name + " " + std::to_string(stride));
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(update_rounds_once_and_never_reads_what_beta_drops) {
+  Random random(6);
+  for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
+    for (std::int64_t count = 0; count < 40; ++count) {
+      for (const double beta : {0.0, 1.0, 0.7}) {
+        const std::vector<T> sums = integers<T>(random, count);
+        std::vector<T> before = integers<T>(random, count);
+        if (beta == 0) std::fill(before.begin(), before.end(), std::numeric_limits<T>::quiet_NaN());
+        std::vector<T> after = before;
+        after.push_back(T(99));
+        simd.update(after.data(), sums.data(), count, 0.3, beta);
+        CHECK(after.back() == T(99), name);
+        for (std::size_t i = 0; i < sums.size(); ++i) {
+          const double added = 0.3 * static_cast<double>(sums[i]);
+          const double expected = beta == 0 ? added : beta * static_cast<double>(before[i]) + added;
+          const double ulp = static_cast<double>(std::numeric_limits<T>::epsilon()) * std::fabs(expected);
+          const bool close = sizeof(T) == 4 ? after[i] == static_cast<T>(expected)
+                                            : std::fabs(static_cast<double>(after[i]) - expected) <= 4 * ulp + 1e-15;
+          CHECK(close, name + " " + std::to_string(beta));
         }
       }
     }
