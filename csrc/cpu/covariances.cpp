@@ -18,6 +18,19 @@ void dispatch(const ImageView& x, const F& f) {
   }
 }
 
+/// Leaves of x only what is read along an axis on which the kernel has one offset, and which no window leaves.
+ImageView read_by(ImageView x, ConvGeometry& geometry) {
+  const auto keep = [](ConvAxis& axis, std::int64_t& size, std::int64_t& stride) {
+    if (axis.kernel > 1 || axis.pad > 0 || axis.output - 1 > (size - 1) / axis.stride) return;
+    size = axis.output;
+    if (size > 1) stride *= axis.stride;
+    axis = {1, 1, 0, 1, size};
+  };
+  keep(geometry.vertical, x.height, x.height_stride);
+  keep(geometry.horizontal, x.width, x.width_stride);
+  return x;
+}
+
 /// Sums over the pixels of x.
 template <class T>
 void sum_pixels(const PanelKernels<T>& simd, const ImageView& x, const Plan& plan, bool bias, const Update& update,
@@ -78,15 +91,19 @@ void covariance(const ImageView& x, bool bias, const Update& update, const Facto
   });
 }
 
-void channel_covariance(const ImageView& x, const ConvGeometry& geometry, const Update& update, const FactorView& out,
+void channel_covariance(const ImageView& image, const ConvGeometry& window, const Update& update, const FactorView& out,
                         const Execution& run, const Tuning& tuning) {
+  ConvGeometry geometry = window;
+  const ImageView x = read_by(image, geometry);
   dispatch(x, [&](const auto& simd) {
     sum_pixels(simd, x, channel_plan(geometry, x.height, x.width), false, update, out, run, tuning.limits);
   });
 }
 
-void patch_covariance(const ImageView& x, const ConvGeometry& geometry, bool bias, const Update& update,
+void patch_covariance(const ImageView& image, const ConvGeometry& window, bool bias, const Update& update,
                       const FactorView& out, const Execution& run, const Tuning& tuning) {
+  ConvGeometry geometry = window;
+  const ImageView x = read_by(image, geometry);
   dispatch(x, [&](const auto& simd) {
     const Tiling channels = tile_channels(simd, out.groups, x.channels / out.groups, bias, true);
     const Tiling patch = tile_channels(simd, out.groups, out.size - bias, bias, false);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "panels.h"
@@ -8,6 +9,8 @@ namespace {
 
 constexpr std::int64_t kLine = 256;  // positions staged at a time
 constexpr std::int64_t kTaskPositions = 4096;
+constexpr std::int64_t kMaxOffset = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kStaged = 16384;  // numbers that a task stages, at most but for one row of outputs
 
 std::int64_t bytes_of(ScalarType type) {
   return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
@@ -21,6 +24,11 @@ constexpr bool is_own_type(ScalarType type) {
 const void* element(const ImageView& x, std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w) {
   const std::int64_t i = n * x.batch_stride + c * x.channel_stride + h * x.height_stride + w * x.width_stride;
   return static_cast<const char*>(x.data) + i * bytes_of(x.type);
+}
+
+template <class T>
+void fill_ones(std::int64_t count, std::int64_t stride, T* out) {
+  for (std::int64_t p = 0; p < count; ++p) out[p * stride] = T(1);
 }
 
 template <class T>
@@ -74,7 +82,18 @@ class PixelPacker final : public Packer<T> {
     const std::int64_t constant = tiling_.constant_place(bundle, panel);
     if (x_.channel_stride == 1 && x_.width_stride != 1) {
       simd_.copy_pixels(element(x_, n, c, h, w), x_.type, x_.width_stride, count, channels, tiling_.width, stride, out);
-      for (std::int64_t p = 0; constant >= 0 && p < count; ++p) out[p * stride + constant] = T(1);
+      if (constant >= 0) fill_ones(count, stride, out + constant);
+      return;
+    }
+    const bool scattered = x_.width_stride != 1 || count < simd_.lanes;  // too much so for whole vectors
+    if (scattered && channels > 0 && is_own_type<T>(x_.type) && x_.channel_stride * channels <= kMaxOffset) {
+      std::int32_t offsets[kMaxWidth];
+      for (std::int64_t lane = 0; lane < tiling_.width; ++lane) {  // those behind the last hold its pixels
+        offsets[lane] = static_cast<std::int32_t>(std::min(lane, channels - 1) * x_.channel_stride);
+      }
+      simd_.gather(static_cast<const T*>(element(x_, n, c, h, w)), count, x_.width_stride, 1, 0, offsets, tiling_.width,
+                   stride, out);
+      if (constant >= 0) fill_ones(count, stride, out + constant);
       return;
     }
     for (std::int64_t p = 0; p < count; p += kLine) {
@@ -108,95 +127,148 @@ class PixelPacker final : public Packer<T> {
   const Tiling tiling_;
 };
 
+/// The lines of one image axis that outputs [begin, begin + count) read, laid side by side: all lines from the first to
+/// the last or, where strides or dilations far beyond the kernel leave too many of those unread, `count` lines for each
+/// kernel offset. Output t and offset i read line t·step + i·apart of them.
+struct StagedAxis {
+  std::int64_t step, apart, lines;
+  std::int64_t first, pieces, piece_apart, piece_lines, piece_step;  ///< in the image
+
+  StagedAxis(const ConvAxis& axis, const Range& outputs) {
+    const std::int64_t count = outputs.size(), reach = axis.dilation * (axis.kernel - 1);
+    first = axis.stride * outputs.begin - axis.pad;
+    const std::int64_t all = axis.stride * (count - 1) + reach + 1;
+    if (all <= axis.kernel * count) {
+      step = axis.stride, apart = axis.dilation, lines = all;
+      pieces = 1, piece_apart = 0, piece_lines = all, piece_step = 1;
+    } else {
+      step = 1, apart = count, lines = axis.kernel * count;
+      pieces = axis.kernel, piece_apart = axis.dilation, piece_lines = count, piece_step = axis.stride;
+    }
+  }
+
+  std::int64_t line(std::int64_t piece, std::int64_t i) const { return first + piece * piece_apart + i * piece_step; }
+};
+
+/// Stages what a block of outputs reads of a few images, as T with the zeros around them, and gathers the patches from
+/// there: one list of offsets serves all positions.
 template <class T>
 class PatchPacker final : public Packer<T> {
  public:
   PatchPacker(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry, const Tiling& tiling)
-      : simd_(simd), x_(x), geometry_(geometry), tiling_(tiling) {}
+      : simd_(simd),
+        x_(x),
+        geometry_(geometry),
+        tiling_(tiling),
+        group_channels_(tiling.channels / (geometry.vertical.kernel * geometry.horizontal.kernel)) {}
 
-  std::int64_t tasks(const Box& box) const override { return tiling_.groups * box.images.size() * box.rows.size(); }
+  std::int64_t tasks(const Box& box) const override {
+    if (box.positions() == 0) return 0;
+    const Blocks blocks = split(box);
+    return tiling_.groups * blocks.count(box.images, blocks.images) * blocks.count(box.rows, blocks.rows);
+  }
 
   void pack(const Box& box, std::int64_t task, T* packed) const override {
-    const std::int64_t row = task % box.rows.size();
-    const std::int64_t image = task / box.rows.size() % box.images.size();
-    const std::int64_t group = task / box.rows.size() / box.images.size();
+    const Blocks blocks = split(box);
+    const std::int64_t row_blocks = blocks.count(box.rows, blocks.rows);
+    const std::int64_t image_blocks = blocks.count(box.images, blocks.images);
+    const Range rows = blocks.part(box.rows, blocks.rows, task % row_blocks);
+    const Range images = blocks.part(box.images, blocks.images, task / row_blocks % image_blocks);
+    const std::int64_t group = task / row_blocks / image_blocks;
 
-    const std::int64_t kh = geometry_.vertical.kernel, kw = geometry_.horizontal.kernel;
-    const std::int64_t columns = box.columns.size();
-    const Staging staging = stage_by(columns);
-    const std::int64_t sources = tiling_.channels / kw, source_size = staging.lines * staging.length;
-    const Buffer<T> staged = make_buffer<T>(sources * source_size);
-    for (std::int64_t source = 0; source < sources; ++source) {
-      stage(box.images.begin + image, group * (sources / kh) + source / kh, box.rows.begin + row, source % kh,
-            box.columns.begin, staging, staged.get() + source * source_size);
+    const StagedAxis vertical(geometry_.vertical, rows), horizontal(geometry_.horizontal, box.columns);
+    const std::int64_t plane = vertical.lines * horizontal.lines, image_size = group_channels_ * plane;
+    const Buffer<T> staged = make_buffer<T>(images.size() * image_size);
+    for (std::int64_t n = 0; n < images.size(); ++n) {
+      for (std::int64_t c = 0; c < group_channels_; ++c) {
+        stage(images.begin + n, group * group_channels_ + c, vertical, horizontal,
+              staged.get() + n * image_size + c * plane);
+      }
     }
 
-    const std::int64_t stride = box.images.size() * tiling_.width;
-    const std::int64_t panel_size = box.positions() * tiling_.width;
+    const std::int64_t row_size = box.columns.size() * box.images.size() * tiling_.width;
+    const std::int64_t first =
+        (rows.begin - box.rows.begin) * row_size + (images.begin - box.images.begin) * tiling_.width;
     for (std::int64_t panel = 0; panel < tiling_.panels; ++panel) {
-      T* out = packed + (group * tiling_.panels + panel) * panel_size + row * columns * stride + image * tiling_.width;
-      for (std::int64_t lane = 0; lane < tiling_.width; lane += simd_.lanes) {
-        pack_lanes(staged.get(), staging, panel * tiling_.width + lane, columns, stride, out + lane);
+      std::int32_t offsets[kMaxWidth];
+      list_offsets(panel, vertical, horizontal, offsets);
+      T* out = packed + (group * tiling_.panels + panel) * box.rows.size() * row_size + first;
+      for (std::int64_t row = 0; row < rows.size(); ++row, out += row_size) {
+        simd_.gather(staged.get() + row * vertical.step * horizontal.lines, box.columns.size(), horizontal.step,
+                     images.size(), image_size, offsets, tiling_.width, box.images.size() * tiling_.width, out);
+      }
+      const std::int64_t constant = tiling_.constant_place(group, panel);
+      if (constant < 0) continue;
+      for (std::int64_t n = 0; n < images.size(); ++n) {
+        fill_ones(rows.size() * box.columns.size(), box.images.size() * tiling_.width,
+                  out - rows.size() * row_size + n * tiling_.width + constant);
       }
     }
   }
 
  private:
-  /// How a line of the image, one per (channel, kernel row), is laid out so that what one kernel column reads from it lies
-  /// side by side: once, its pixels sorted by their residue modulo the stride, or where that is more, as strides and
-  /// dilations far beyond the kernel make it, once for each kernel column.
-  struct Staging {
-    bool by_residue;
-    std::int64_t lines, length;
+  /// How many images and rows of outputs a task takes.
+  struct Blocks {
+    std::int64_t images, rows;
+
+    static std::int64_t count(const Range& all, std::int64_t each) { return (all.size() + each - 1) / each; }
+    static Range part(const Range& all, std::int64_t each, std::int64_t i) {
+      return {all.begin + i * each, std::min(all.end, all.begin + (i + 1) * each)};
+    }
   };
 
-  Staging stage_by(std::int64_t columns) const {
-    const ConvAxis& axis = geometry_.horizontal;
-    const std::int64_t phase = columns + axis.dilation * (axis.kernel - 1) / axis.stride;
-    if (static_cast<double>(axis.stride) * static_cast<double>(phase) <= static_cast<double>(axis.kernel * columns)) {
-      return {true, axis.stride, phase};
-    }
-    return {false, axis.kernel, columns};
+  /// What a task stages should stay in the nearest caches.
+  Blocks split(const Box& box) const {
+    const auto staged = [&](std::int64_t rows) {
+      return group_channels_ * StagedAxis(geometry_.vertical, {0, rows}).lines *
+             StagedAxis(geometry_.horizontal, box.columns).lines;
+    };
+    const std::int64_t all = staged(box.rows.size());
+    if (all <= kStaged) return {std::clamp<std::int64_t>(kStaged / all, 1, box.images.size()), box.rows.size()};
+    std::int64_t rows = box.rows.size();
+    while (rows > 1 && staged(rows) > kStaged) rows = (rows + 1) / 2;
+    return {1, rows};
   }
 
-  void stage(std::int64_t n, std::int64_t c, std::int64_t output_row, std::int64_t kernel_row, std::int64_t column,
-             const Staging& staging, T* lines) const {
-    const ConvAxis &v = geometry_.vertical, &a = geometry_.horizontal;
-    const std::int64_t h = v.stride * output_row + v.dilation * kernel_row - v.pad;
-    const std::int64_t apart = staging.by_residue ? 1 : a.dilation;
-    for (std::int64_t line = 0; line < staging.lines; ++line, lines += staging.length) {
-      const std::int64_t w = a.stride * column + line * apart - a.pad;  // of lines[0]
-      const auto first_at_least = [&](std::int64_t limit) {
-        return std::clamp<std::int64_t>((limit - w + a.stride - 1) / a.stride, 0, staging.length);
-      };
-      const bool inside = 0 <= h && h < x_.height;
-      const std::int64_t begin = inside ? first_at_least(0) : 0, end = inside ? first_at_least(x_.width) : 0;
-      std::fill(lines, lines + begin, T(0));
-      if (begin < end) {
-        simd_.widen(element(x_, n, c, h, w + a.stride * begin), x_.type, a.stride * x_.width_stride, end - begin,
-                    lines + begin);
-      }
-      std::fill(lines + std::max(begin, end), lines + staging.length, T(0));
-    }
-  }
-
-  void pack_lanes(const T* staged, const Staging& staging, std::int64_t first, std::int64_t columns,
-                  std::int64_t stride, T* out) const {
-    const ConvAxis& axis = geometry_.horizontal;
-    const T* lines[kMaxLanes];
-    for (std::int64_t p = 0; p < columns; p += kLine) {
-      for (std::int64_t i = 0; i < simd_.lanes; ++i) {
-        const std::int64_t channel = first + i, column = channel % axis.kernel, reach = column * axis.dilation;
-        lines[i] = nullptr;
-        if (channel < tiling_.channels) {
-          const T* source = staged + channel / axis.kernel * staging.lines * staging.length + p;
-          lines[i] = staging.by_residue ? source + reach % axis.stride * staging.length + reach / axis.stride
-                                        : source + column * staging.length;
-        } else if (channel == tiling_.channels && tiling_.constant) {
-          lines[i] = ones<T>().data();
+  void stage(std::int64_t n, std::int64_t c, const StagedAxis& vertical, const StagedAxis& horizontal, T* line) const {
+    for (std::int64_t piece = 0; piece < vertical.pieces; ++piece) {
+      for (std::int64_t i = 0; i < vertical.piece_lines; ++i) {
+        const std::int64_t h = vertical.line(piece, i);
+        if (h < 0 || h >= x_.height) {
+          line = std::fill_n(line, horizontal.lines, T(0));
+          continue;
+        }
+        for (std::int64_t across = 0; across < horizontal.pieces; ++across) {
+          stage_piece(n, c, h, horizontal.line(across, 0), horizontal.piece_step, horizontal.piece_lines, line);
+          line += horizontal.piece_lines;
         }
       }
-      simd_.interleave(lines, std::min(kLine, columns - p), stride, out + p * stride);
+    }
+  }
+
+  /// line[i] = pixel w + i·step, or 0 outside the image, for i < count.
+  void stage_piece(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, std::int64_t step,
+                   std::int64_t count, T* line) const {
+    const auto first_at_least = [&](std::int64_t limit) {
+      return std::clamp<std::int64_t>((limit - w + step - 1) / step, 0, count);
+    };
+    const std::int64_t begin = first_at_least(0), end = first_at_least(x_.width);
+    std::fill(line, line + begin, T(0));
+    if (begin < end) {
+      simd_.widen(element(x_, n, c, h, w + step * begin), x_.type, step * x_.width_stride, end - begin, line + begin);
+    }
+    std::fill(line + std::max(begin, end), line + count, T(0));
+  }
+
+  /// Of a panel's channels; those behind the last hold some pixel.
+  void list_offsets(std::int64_t panel, const StagedAxis& vertical, const StagedAxis& horizontal,
+                    std::int32_t* offsets) const {
+    const std::int64_t kh = geometry_.vertical.kernel, kw = geometry_.horizontal.kernel;
+    for (std::int64_t lane = 0; lane < tiling_.width; ++lane) {
+      const std::int64_t channel = std::min(panel * tiling_.width + lane, tiling_.channels - 1);
+      const std::int64_t c = channel / (kh * kw), i = channel / kw % kh, j = channel % kw;
+      offsets[lane] = static_cast<std::int32_t>((c * vertical.lines + i * vertical.apart) * horizontal.lines +
+                                                j * horizontal.apart);
     }
   }
 
@@ -204,6 +276,7 @@ class PatchPacker final : public Packer<T> {
   const ImageView x_;
   const ConvGeometry geometry_;
   const Tiling tiling_;
+  const std::int64_t group_channels_;
 };
 
 }  // namespace

@@ -46,6 +46,10 @@ struct PanelKernels {
   /// out[p·stride + c] = lines[c][p], c < lanes, p < count; a null line stands for zeros.
   void (*interleave)(const T* const* lines, std::int64_t count, std::int64_t stride, T* out);
 
+  /// out[p·stride + n·width + c] = from[p·step + n·image_step + offsets[c]] for p < positions, n < images, c < width.
+  void (*gather)(const T* from, std::int64_t positions, std::int64_t step, std::int64_t images, std::int64_t image_step,
+                 const std::int32_t* offsets, std::int64_t width, std::int64_t stride, T* out);
+
   /// out[p·stride + c] = pixels[p·step + c], c < channels ≤ width, and 0 up to `width`; step and channels count scalars of
   /// `type`.
   void (*copy_pixels)(const void* pixels, ScalarType type, std::int64_t step, std::int64_t count, std::int64_t channels,

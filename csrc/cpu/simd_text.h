@@ -165,6 +165,33 @@ void interleave(const T* const* lines, std::int64_t count, std::int64_t stride, 
   }
 }
 
+template <class T, int Vectors>
+void gather_positions(const T* from, std::int64_t positions, std::int64_t step, std::int64_t images,
+                      std::int64_t image_step, const std::int32_t* offsets, std::int64_t stride, T* out) {
+  for (std::int64_t p = 0; p < positions; ++p, from += step, out += stride) {
+    for (std::int64_t n = 0; n < images; ++n) {
+      const T* source = from + n * image_step;
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) {
+        Vector<T> gathered;
+#pragma GCC unroll 16
+        for (int c = 0; c < kLanes<T>; ++c) gathered[c] = source[offsets[v * kLanes<T> + c]];
+        store(out + (n * Vectors + v) * kLanes<T>, gathered);
+      }
+    }
+  }
+}
+
+template <class T>
+void gather(const T* from, std::int64_t positions, std::int64_t step, std::int64_t images, std::int64_t image_step,
+            const std::int32_t* offsets, std::int64_t width, std::int64_t stride, T* out) {
+  if (width == kLanes<T>) {
+    gather_positions<T, 1>(from, positions, step, images, image_step, offsets, stride, out);
+  } else {
+    gather_positions<T, 2>(from, positions, step, images, image_step, offsets, stride, out);
+  }
+}
+
 typedef float HalfVector __attribute__((vector_size(EIGENDAMAGE_VECTOR_BYTES / 2)));
 
 Vector<double> doubles(const float* p) {
@@ -267,26 +294,26 @@ void copy_pixels(const void* pixels, ScalarType, std::int64_t step, std::int64_t
 }
 
 template <class T>
-void gather(const T* in, std::int64_t step, std::int64_t count, T* line) {
+void copy_every(const T* in, std::int64_t step, std::int64_t count, T* line) {
   if (step == 1) return copy(in, count, line);
   for (std::int64_t p = 0; p < count; ++p) line[p] = in[p * step];
 }
 
 template <class Half>
-void gather_halves(const std::uint16_t* in, std::int64_t step, std::int64_t count, float* line) {
+void widen_every(const std::uint16_t* in, std::int64_t step, std::int64_t count, float* line) {
   if (step == 1) return widen_halves<Half>(in, count, line);
   for (std::int64_t p = 0; p < count; ++p) line[p] = widen_one<Half>(in[p * step]);
 }
 
 void widen(const void* in, ScalarType type, std::int64_t step, std::int64_t count, float* line) {
   const auto* halves = static_cast<const std::uint16_t*>(in);
-  if (type == ScalarType::kFloat32) return gather(static_cast<const float*>(in), step, count, line);
-  if (type == ScalarType::kBFloat16) return gather_halves<BFloat16>(halves, step, count, line);
-  gather_halves<Float16>(halves, step, count, line);
+  if (type == ScalarType::kFloat32) return copy_every(static_cast<const float*>(in), step, count, line);
+  if (type == ScalarType::kBFloat16) return widen_every<BFloat16>(halves, step, count, line);
+  widen_every<Float16>(halves, step, count, line);
 }
 
 void widen(const void* in, ScalarType, std::int64_t step, std::int64_t count, double* line) {
-  gather(static_cast<const double*>(in), step, count, line);
+  copy_every(static_cast<const double*>(in), step, count, line);
 }
 
 template <class T>
@@ -298,6 +325,7 @@ constexpr PanelKernels<T> kPanelKernels{
     .combine = combine<T>,
     .update = update<T>,
     .interleave = interleave<T>,
+    .gather = gather<T>,
     .copy_pixels = copy_pixels,
     .widen = widen,
 };

@@ -224,6 +224,53 @@ TEST(images_larger_than_a_box_are_cut_into_bands) {
   }
 }
 
+TEST(patches_of_large_images_are_staged_in_parts) {
+  Random random(9);
+  const ConvGeometry near{{3, 2, 1, 1, 30}, {3, 2, 1, 1, 26}}, far{{2, 9, 3, 20, 5}, {3, 7, 8, 11, 8}};
+  for (const ConvGeometry& geometry : {near, far}) {
+    for (const testing::Shape& shape : {testing::Shape{2, 12, 60, 52}, testing::Shape{9, 3, 60, 52}}) {
+      for (const ScalarType type : {ScalarType::kFloat32, ScalarType::kFloat64, ScalarType::kBFloat16}) {
+        force_random_instruction_set(random);
+        Images x(shape, type, choose(random, testing::kLayouts));
+        x.fill_integers(random);
+        const std::int64_t offsets = geometry.vertical.kernel * geometry.horizontal.kernel;
+        check_kernel(random, 1, shape.channels * offsets + 1, x.view(),
+                     reference::patch_covariance(x.view(), geometry, 1, true), testing::describe(x.view(), geometry),
+                     [&](const Update& update, const FactorView& out, const Execution& run) {
+                       cpu::patch_covariance(x.view(), geometry, true, update, out, run, {cpu::PatchForm::kDirect, {}});
+                     });
+      }
+    }
+  }
+}
+
+TEST(kernels_of_one_pixel_read_no_other) {
+  Random random(10);
+  for (int i = 0; i < 60; ++i) {
+    force_random_instruction_set(random);
+    const testing::Shape shape{pick(random, 1, 5), pick(random, 1, 40), pick(random, 1, 9), pick(random, 1, 9)};
+    Images x(shape, choose(random, testing::kTypes), choose(random, testing::kLayouts));
+    x.fill_integers(random);
+    const auto axis = [&](std::int64_t size) {
+      const std::int64_t stride = pick(random, 1, 4), pad = pick(random, 0, 3) / 3;
+      return ConvAxis{1, stride, pad, pick(random, 1, 9), (size + 2 * pad - 1) / stride + 1 + pick(random, -1, 1)};
+    };
+    const ConvGeometry geometry{axis(shape.height), axis(shape.width)};
+    const bool bias = pick(random, 0, 1);
+    const cpu::Tuning tuning = random_tuning(random);
+    check_kernel(random, 1, shape.channels + bias, x.view(), reference::patch_covariance(x.view(), geometry, 1, bias),
+                 testing::describe(x.view(), geometry),
+                 [&](const Update& update, const FactorView& out, const Execution& run) {
+                   cpu::patch_covariance(x.view(), geometry, bias, update, out, run, tuning);
+                 });
+    check_kernel(random, 1, shape.channels, x.view(), reference::channel_covariance(x.view(), geometry, 1),
+                 testing::describe(x.view(), geometry),
+                 [&](const Update& update, const FactorView& out, const Execution& run) {
+                   cpu::channel_covariance(x.view(), geometry, update, out, run, tuning);
+                 });
+  }
+}
+
 TEST(non_finite_numbers_show_in_their_channel_and_nowhere_else) {
   Random random(7);
   const ConvGeometry geometry{{2, 3, 0, 1, 2}, {2, 3, 0, 1, 2}};  // reads lines 0, 1, 3, 4 of 6

@@ -157,6 +157,29 @@ TEST(interleave_transposes_lines_and_takes_null_for_zeros) {
   });
 }
 
+TEST(gather_reads_every_channel_at_its_offset) {
+  Random random(5);
+  for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
+    for (const std::int64_t width : {simd.min_width, 2 * simd.lanes}) {
+      const std::int64_t positions = pick(random, 0, 5), images = pick(random, 0, 4), step = pick(random, 1, 3);
+      const std::int64_t image_step = pick(random, 1, 50), reach = 40, stride = images * width + pick(random, 0, 3);
+      const std::vector<T> from = integers<T>(random, positions * step + images * image_step + reach + 1);
+      std::vector<std::int32_t> offsets;
+      for (std::int64_t c = 0; c < width; ++c) offsets.push_back(static_cast<std::int32_t>(pick(random, 0, reach)));
+      std::vector<T> out(static_cast<std::size_t>(positions * stride), T(99));
+      simd.gather(from.data(), positions, step, images, image_step, offsets.data(), width, stride, out.data());
+      for (std::int64_t i = 0; i < positions * stride; ++i) {
+        const std::int64_t p = i / stride, n = i % stride / width, c = i % stride % width;
+        T expected = 99;
+        if (n < images) {
+          expected = from[static_cast<std::size_t>(p * step + n * image_step + offsets[static_cast<std::size_t>(c)])];
+        }
+        CHECK(out[static_cast<std::size_t>(i)] == expected, name);
+      }
+    }
+  });
+}
+
 TEST(halves_are_widened_exactly_all_of_them) {
   std::vector<std::uint16_t> halves;
   for (std::uint32_t bits = 0; bits <= 0xffff; ++bits) halves.push_back(static_cast<std::uint16_t>(bits));
