@@ -28,25 +28,29 @@ struct OffsetRuns {
 std::vector<OffsetRuns> offset_runs(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
                                     std::int64_t longest);
 
-/// A list of runs on two panels, and where its sum goes.
+/// A list of runs on two panels of some examples, and where the sums go.
 template <class T>
 struct GradientTask {
-  const T *g, *x;  ///< first channel of the rows and of the columns at position 0
+  const T *g, *x;  ///< first channel of the rows and of the columns at position 0 of the first example
   std::int64_t g_width, x_width;
+  std::int64_t examples, g_example, x_example;  ///< how many, and from one to the next
   const PairedRun *runs, *runs_end;
   std::int64_t step;
   std::int64_t rows, columns;
   bool fresh;  ///< nothing was summed before
-  T* partial;  ///< (rows, x_width): sums so far
-  T* squares;  ///< (rows, x_width): sum of squares of complete sums; null while the sum is not complete
+  T* partial;  ///< (rows, 2·lanes): sums of one example so far
+  T* squares;  ///< (rows, 2·lanes): sum of squares of complete sums; null while the sum is not complete
 };
 
 /// The inner loops, once per instruction set.
 template <class T>
 struct GradientKernels {
-  /// sum = (fresh ? 0 : partial) + Σ g x over the runs; partial = sum, or squares += sum² where that is given. Whole halves
-  /// of tile_rows and whole lanes are computed: the other entries hold rubbish afterwards.
+  /// For each example sum = (fresh ? 0 : partial) + Σ g xᵀ over the runs; partial = sum, or squares += sum² where that is
+  /// given. Whole halves of tile_rows and whole lanes are computed: the other entries hold rubbish afterwards.
   void (*add)(const GradientTask<T>& task);
+
+  /// The same of one row, the products Σ g x channel by channel.
+  void (*add_lanes)(const GradientTask<T>& task);
 };
 
 }  // namespace eigendamage::cpu

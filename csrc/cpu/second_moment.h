@@ -4,12 +4,15 @@
 
 namespace eigendamage::cpu {
 
-enum class GradientForm { kCheaper, kOffsets, kPatches };
+enum class GradientForm { kCheaper, kOffsets, kPatches, kLanes };
 
 /// Choices that change no result but for rounding. Tests force them. kPatches is for a single group.
 struct GradientTuning {
   GradientForm form = GradientForm::kCheaper;
-  std::int64_t packed = 8 << 20;  ///< bytes of packed examples, shared by the threads; one example at least
+  // Bytes that are held at a time:
+  std::int64_t packed = 8 << 20;  ///< of packed examples that all threads share; one example at least
+  std::int64_t own = 1 << 19;     ///< of those that a thread packs for itself
+  std::int64_t sums = 16 << 20;   ///< of sums, where every thread has its own
 };
 
 /// As in kernels.h.

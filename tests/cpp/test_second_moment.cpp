@@ -112,7 +112,7 @@ Problem random_problem(Random& random) {
   const std::int64_t inputs = std::min(most, choose(random, channels));
   const std::int64_t outputs = std::min(most, choose(random, channels));
   const std::int64_t largest = inputs * outputs > 256 ? 2 : inputs * outputs > 40 ? 3 : 5;
-  p.x = {pick(random, 0, 4), inputs * p.groups, pick(random, 1, 12), pick(random, 1, 12)};
+  p.x = {pick(random, 0, 6), inputs * p.groups, pick(random, 1, 12), pick(random, 1, 12)};
   p.geometry = {testing::random_axis(random, p.x.height, largest), testing::random_axis(random, p.x.width, largest)};
   if (pick(random, 0, 5) == 0) {  // rows
     p.x = {pick(random, 0, 300), p.x.channels, 1, 1};
@@ -124,9 +124,9 @@ Problem random_problem(Random& random) {
 
 cpu::GradientTuning random_tuning(Random& random) {
   constexpr cpu::GradientForm forms[] = {cpu::GradientForm::kCheaper, cpu::GradientForm::kOffsets,
-                                         cpu::GradientForm::kPatches};
-  constexpr std::int64_t packed[] = {0, 1 << 13, 1 << 22};
-  return {choose(random, forms), choose(random, packed)};
+                                         cpu::GradientForm::kPatches, cpu::GradientForm::kLanes};
+  constexpr std::int64_t packed[] = {0, 1 << 13, 1 << 22}, own[] = {0, 1 << 12, 1 << 19}, sums[] = {0, 1 << 24};
+  return {choose(random, forms), choose(random, packed), choose(random, own), choose(random, sums)};
 }
 
 }  // namespace
@@ -168,8 +168,11 @@ TEST(second_moment_equals_the_reference) {
 TEST(threads_change_no_bit) {
   const ConvGeometry convolution{{3, 1, 1, 1, 12}, {3, 1, 1, 1, 11}};
   for (const std::int64_t groups : {1, 3, 36}) {
-    for (const cpu::GradientForm form : {cpu::GradientForm::kOffsets, cpu::GradientForm::kPatches}) {
-      for (const std::int64_t packed : {1 << 15, 1 << 22}) {
+    for (const cpu::GradientForm form :
+         {cpu::GradientForm::kOffsets, cpu::GradientForm::kPatches, cpu::GradientForm::kLanes}) {
+      for (const cpu::GradientTuning& limits :
+           {cpu::GradientTuning{form, 1 << 15, 0, 0}, cpu::GradientTuning{form, 1 << 22, 0, 0},
+            cpu::GradientTuning{form, 0, 1 << 15, 1 << 24}, cpu::GradientTuning{form, 0, 1 << 20, 1 << 24}}) {
         std::vector<double> alone;
         for (const std::int64_t threads : {1, 2, 5}) {
           Random random(2);
@@ -180,7 +183,7 @@ TEST(threads_change_no_bit) {
           Weight out(36, 36 / groups, convolution, ScalarType::kFloat32, random);
           const ParallelFor parallel_for = testing::threads(threads);
           cpu::gradient_second_moment(x.view(), g.view(), convolution, {0.3, 0.7}, out.view(), {&parallel_for, nullptr},
-                                      {form, packed});
+                                      limits);
           if (threads == 1) alone = out.values();
           CHECK(out.values() == alone, std::to_string(threads) + " threads, groups " + std::to_string(groups));
         }
@@ -199,17 +202,20 @@ TEST(float_sums_of_many_positions_and_examples_stay_accurate) {
     const ConvGeometry geometry{{1, 1, 0, 1, s.g.height}, {1, 1, 0, 1, s.g.width}};
     for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
       cpu::force_instruction_set(*set);
-      Random random(3);
-      Images x(s.x, ScalarType::kFloat32, Layout::kPlanes), g(s.g, ScalarType::kFloat32, Layout::kPlanes);
-      x.fill_normal(random, 2);  // roundings of one sign would add up
-      g.fill_normal(random, 2);
-      Weight out(3, 2, geometry, ScalarType::kFloat32, random);
-      cpu::gradient_second_moment(x.view(), g.view(), geometry, {1, 0}, out.view(), {&parallel_for, nullptr}, {});
-      const std::vector<double> exact = reference::gradient_second_moment(x.view(), g.view(), geometry, 1);
-      const std::vector<double> ours = out.values();
-      for (std::size_t i = 0; i < exact.size(); ++i) {
-        const double error = std::fabs(ours[i] / exact[i] - 1);
-        CHECK(error < 6e-7, std::string(set->name) + " " + std::to_string(error * 1e7) + "e-7");
+      for (const std::int64_t sums : {0, 1 << 24}) {
+        Random random(3);
+        Images x(s.x, ScalarType::kFloat32, Layout::kPlanes), g(s.g, ScalarType::kFloat32, Layout::kPlanes);
+        x.fill_normal(random, 2);  // roundings of one sign would add up
+        g.fill_normal(random, 2);
+        Weight out(3, 2, geometry, ScalarType::kFloat32, random);
+        cpu::gradient_second_moment(x.view(), g.view(), geometry, {1, 0}, out.view(), {&parallel_for, nullptr},
+                                    {.sums = sums});
+        const std::vector<double> exact = reference::gradient_second_moment(x.view(), g.view(), geometry, 1);
+        const std::vector<double> ours = out.values();
+        for (std::size_t i = 0; i < exact.size(); ++i) {
+          const double error = std::fabs(ours[i] / exact[i] - 1);
+          CHECK(error < 6e-7, std::string(set->name) + " " + std::to_string(error * 1e7) + "e-7");
+        }
       }
     }
   }
