@@ -1,7 +1,6 @@
 #include "gram.h"
 
 #include <algorithm>
-#include <iterator>
 #include <vector>
 
 #include "output.h"
@@ -15,9 +14,10 @@ namespace {
 // in the sums of a slot. A narrow tile is cheap to add to, and too small for its errors to average out.
 constexpr std::int64_t kListed = 64, kListedNarrow = 16;
 constexpr std::int64_t kListsInTile = 64;
-// Enough work to share for all threads to end together.
-constexpr std::int64_t kSlices = 16, kStrips = 32;
-constexpr std::int64_t kSlicePositions = 2048;  // at least
+// Enough work to share for all threads to end together: many slices if they are long, few where they are worth a set of
+// sums at all.
+constexpr std::int64_t kSlices = 16, kFewSlices = 4, kStrips = 20;
+constexpr std::int64_t kLongSlice = 2048, kPositionsOfSlot = 256;
 
 std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
 
@@ -34,23 +34,28 @@ class Summation {
   void run();
 
  private:
-  /// Channels `rows` of panel i against panel j.
+  /// Channels `rows` of panel i, perhaps the whole of it, against panel j.
   struct Strip {
     PanelPair pair;
     Range rows;
+    bool whole;
   };
 
   Range needed_groups(const PanelPair& pair) const;
   std::vector<Strip> strips(std::int64_t rows) const;
-  std::vector<Box> boxes(std::int64_t most_bytes, std::int64_t channels, std::int64_t least_count) const;
   void pack(const std::vector<Box>& boxes, const Range& batch, std::int64_t box_size, T* packed) const;
-  void sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t tile_size, T* sums,
+  void sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t slot_size, T* sums,
                  bool first) const;
+  void sum_slot(const Slot& slot, const Box& box, const T* a, const T* b, const Strip& strip, bool upper, T* sum,
+                bool first) const;
+  void write(const Strip& strip, const T* sums, std::int64_t slot_size, bool first, bool last) const;
   void sum_slices();
   void sum_boxes();
 
   const LagGroup& group(std::int64_t i) const { return p_.plan.groups[static_cast<std::size_t>(i)]; }
   std::int64_t slots() const { return count(p_.plan.slots); }
+  /// Of `rows` rows and a line more: at multiples of a page, the cache would hold few of a row's slots.
+  std::int64_t slot_size(std::int64_t rows) const { return rows * p_.tiling.width + kMaxLanes; }
   static std::int64_t bytes(std::int64_t numbers) { return numbers * static_cast<std::int64_t>(sizeof(T)); }
 
   const GramProblem<T> p_;
@@ -67,6 +72,8 @@ Summation<T>::Summation(const GramProblem<T>& problem)
       for (std::int64_t j = i; j < p_.tiling.panels; ++j) pairs_.push_back({bundle, i, j});
     }
   }
+  // Half the lags of a panel against itself mirror the others: less work, to be left for last.
+  std::stable_partition(pairs_.begin(), pairs_.end(), [](const PanelPair& pair) { return pair.i < pair.j; });
 }
 
 template <class T>
@@ -83,19 +90,10 @@ std::vector<typename Summation<T>::Strip> Summation<T>::strips(std::int64_t rows
   for (const PanelPair& pair : pairs_) {
     const std::int64_t constant = p_.tiling.constant_place(pair.bundle, pair.i);
     const std::int64_t end = constant >= 0 ? constant : p_.tiling.panel_channels(pair.bundle, pair.i);
-    for (std::int64_t r = 0; r < end; r += rows) list.push_back({pair, {r, std::min(end, r + rows)}});
+    for (std::int64_t r = 0; r < end; r += rows)
+      list.push_back({pair, {r, std::min(end, r + rows)}, rows == p_.tiling.width});
   }
   return list;
-}
-
-/// Boxes of at most that many packed bytes of that many channels, and at least that many of them where they would not
-/// become tiny.
-template <class T>
-std::vector<Box> Summation<T>::boxes(std::int64_t most_bytes, std::int64_t channels, std::int64_t least_count) const {
-  const std::int64_t positions = p_.images * p_.plan.height * p_.plan.width;
-  const std::int64_t fitting = most_bytes / bytes(channels);
-  const std::int64_t shared = std::max(kSlicePositions, positions / least_count);
-  return split_boxes(p_.plan, p_.images, std::max<std::int64_t>(1, std::min(fitting, shared)));
 }
 
 /// Packs boxes of the batch, each `box_size` numbers after the one before.
@@ -109,53 +107,75 @@ void Summation<T>::pack(const std::vector<Box>& boxes, const Range& batch, std::
   });
 }
 
-/// Sums all slots that the strip needs over a box; a slot's sums are `tile_size` after the one before. `first` overwrites.
+/// Sums a slot over a box: to `sum` itself where that is empty, or as a whole.
 template <class T>
-void Summation<T>::sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t tile_size, T* sums,
-                             bool first) const {
-  const Tiling& tiling = p_.tiling;
-  const PanelPair& pair = strip.pair;
-  const std::int64_t panel_size = box.positions() * tiling.width;
-  const T* bundle = packed + pair.bundle * tiling.panels * panel_size;
-  const std::int64_t columns = tiling.panel_channels(pair.bundle, pair.j);
-  const std::int64_t listed = columns > p_.simd.lanes ? kListed : kListedNarrow;
+void Summation<T>::sum_slot(const Slot& slot, const Box& box, const T* a, const T* b, const Strip& strip, bool upper,
+                            T* sum, bool first) const {
+  const std::int64_t width = p_.tiling.width, tile_size = strip.rows.size() * width;
+  const std::int64_t columns = p_.tiling.panel_channels(strip.pair.bundle, strip.pair.j);
   alignas(64) T tile[kMaxWidth * kMaxWidth];
+  T* target = first ? sum : tile;
+  std::int64_t in_tile = 0;
+  for_each_run_list(p_.plan, slot, box, columns > p_.simd.lanes ? kListed : kListedNarrow,
+                    [&](const Run* runs, std::int64_t run_count, std::int64_t weight) {
+                      p_.simd.gram(a, b, width, runs, run_count, strip.rows, columns, upper, static_cast<T>(weight),
+                                   in_tile == 0, target);
+                      if (++in_tile < kListsInTile) return;
+                      if (target == tile) p_.simd.add(sum, tile, tile_size);
+                      target = tile;
+                      in_tile = 0;
+                    });
+  if (target == tile) {
+    if (in_tile > 0) p_.simd.add(sum, tile, tile_size);
+  } else if (in_tile == 0) {
+    std::fill(sum, sum + tile_size, T(0));
+  }
+}
+
+/// Sums all slots that the strip needs over a box; a slot's sums are `slot_size` after the one before. `first` overwrites.
+template <class T>
+void Summation<T>::sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t slot_size, T* sums,
+                             bool first) const {
+  const PanelPair& pair = strip.pair;
+  const std::int64_t width = p_.tiling.width, panel_size = box.positions() * width;
+  const T* bundle = packed + pair.bundle * p_.tiling.panels * panel_size;
   const Range groups = needed_groups(pair);
   for (std::int64_t g = groups.begin; g < groups.end; ++g) {
     const auto [down, right, slots] = group(g);
     const bool upper = pair.i == pair.j && down == 0 && right == 0;
     const std::int64_t lag = (down * box.packed_columns.size() + right) * box.images.size();
-    const T *a = bundle + pair.i * panel_size, *b = bundle + pair.j * panel_size + lag * tiling.width;
+    const T *a = bundle + pair.i * panel_size, *b = bundle + pair.j * panel_size + lag * width;
     for (std::int64_t s = slots.begin; s < slots.end; ++s) {
-      T* total = sums + s * tile_size;
-      if (first) std::fill(total, total + tile_size, T(0));
-      std::fill(tile, tile + tile_size, T(0));
-      std::int64_t in_tile = 0;
-      const auto empty_tile = [&] {
-        for (std::int64_t i = 0; i < tile_size; ++i) {
-          total[i] += tile[i];
-          tile[i] = T(0);
-        }
-        in_tile = 0;
-      };
-      for_each_run_list(p_.plan, p_.plan.slots[static_cast<std::size_t>(s)], box, listed,
-                        [&](const Run* runs, std::int64_t run_count) {
-                          p_.simd.gram(a, b, tiling.width, runs, run_count, strip.rows, columns, upper, tile);
-                          if (++in_tile == kListsInTile) empty_tile();
-                        });
-      if (in_tile > 0) empty_tile();
+      sum_slot(p_.plan.slots[static_cast<std::size_t>(s)], box, a, b, strip, upper, sums + s * slot_size, first);
     }
+  }
+}
+
+template <class T>
+void Summation<T>::write(const Strip& strip, const T* sums, std::int64_t slot_size, bool first, bool last) const {
+  writer_.add(strip.pair, strip.rows, sums, slot_size, first);
+  if (!last) return;
+  if (strip.pair.i < strip.pair.j) {
+    writer_.mirror(strip.pair, strip.rows);
+  } else if (strip.whole) {
+    writer_.mirror_diagonal(strip.pair);
   }
 }
 
 /// Few sums: each slice of the boxes has its own, added up and written at the end.
 template <class T>
 void Summation<T>::sum_slices() {
-  const std::int64_t width = p_.tiling.width, tile_size = width * width, strip_size = slots() * tile_size;
+  const std::int64_t width = p_.tiling.width, slot_size = this->slot_size(width), strip_size = slots() * slot_size;
   const std::vector<Strip> strips = this->strips(width);
-  const std::int64_t channels = p_.tiling.channels_per_position();
-  const std::vector<Box> boxes = this->boxes(p_.limits.kept_box, channels, kSlices);
-  const std::int64_t slices = std::min(kSlices, count(boxes)), slice_size = count(strips) * strip_size;
+  const std::int64_t channels = p_.tiling.channels_per_position(), slice_size = count(strips) * strip_size;
+  const std::int64_t most_slices =
+      std::clamp(p_.limits.slices / std::max<std::int64_t>(1, bytes(slice_size)), kFewSlices, kSlices);
+  const std::int64_t positions = p_.images * p_.plan.height * p_.plan.width;
+  const std::int64_t of_many = std::max(kLongSlice, positions / most_slices);
+  const std::int64_t of_few = std::max(kPositionsOfSlot * slots() / count(p_.plan.groups), positions / kFewSlices);
+  const std::int64_t in_box = std::min({p_.limits.kept_box / bytes(channels), of_many, of_few});
+  const std::vector<Box> boxes = split_boxes(p_.plan, p_.images, std::max<std::int64_t>(1, in_box));
+  const std::int64_t slices = std::min(most_slices, count(boxes));
   const Buffer<T> sums = make_buffer<T>(slices * slice_size);
   for_each(p_.parallel_for, slices, [&](std::int64_t slice) {
     const Buffer<T> packed = make_buffer<T>(most_positions(boxes) * channels);
@@ -164,7 +184,7 @@ void Summation<T>::sum_slices() {
       const Box& box = boxes[static_cast<std::size_t>(b)];
       for (std::int64_t task = 0; task < p_.packer.tasks(box); ++task) p_.packer.pack(box, task, packed.get());
       for (std::int64_t s = 0; s < count(strips); ++s) {
-        sum_strip(box, packed.get(), strips[static_cast<std::size_t>(s)], tile_size,
+        sum_strip(box, packed.get(), strips[static_cast<std::size_t>(s)], slot_size,
                   sums.get() + slice * slice_size + s * strip_size, b == begin);
       }
     }
@@ -172,15 +192,13 @@ void Summation<T>::sum_slices() {
   for_each(p_.parallel_for, count(strips), [&](std::int64_t s) {
     const Strip& strip = strips[static_cast<std::size_t>(s)];
     const Range groups = needed_groups(strip.pair);
-    const std::int64_t begin = group(groups.begin).slots.begin * tile_size;
-    const std::int64_t end = group(groups.end - 1).slots.end * tile_size;
     T* total = sums.get() + s * strip_size;
-    for (std::int64_t slice = 1; slice < slices; ++slice) {
-      const T* part = total + slice * slice_size;
-      for (std::int64_t i = begin; i < end; ++i) total[i] += part[i];
+    for (std::int64_t slot = group(groups.begin).slots.begin; slot < group(groups.end - 1).slots.end; ++slot) {
+      for (std::int64_t slice = 1; slice < slices; ++slice) {
+        p_.simd.add(total + slot * slot_size, total + slice * slice_size + slot * slot_size, strip.rows.size() * width);
+      }
     }
-    writer_.add(strip.pair, strip.rows, total, tile_size, true);
-    if (strip.pair.i < strip.pair.j) writer_.mirror(strip.pair, strip.rows);
+    write(strip, total, slot_size, true, true);
   });
 }
 
@@ -189,40 +207,43 @@ template <class T>
 void Summation<T>::sum_boxes() {
   const std::int64_t width = p_.tiling.width, step = p_.simd.tile_rows;
   const std::int64_t fitting = p_.limits.added / bytes(slots() * width), shared = width * count(pairs_) / kStrips;
-  const std::int64_t rows = std::clamp(std::min(fitting, shared) / step * step, step, width), tile_size = rows * width;
+  const std::int64_t rows = std::clamp(std::min(fitting, shared) / step * step, step, width);
+  const std::int64_t slot_size = this->slot_size(rows), channels = p_.tiling.channels_per_position();
   const std::vector<Strip> strips = this->strips(rows);
-  const std::vector<Box> boxes = this->boxes(p_.limits.added_box, 2 * width, 1);
-  const std::int64_t box_size = most_positions(boxes) * p_.tiling.channels_per_position();
+  const std::int64_t in_box = std::min(p_.limits.added_box / bytes(2 * width), p_.limits.packed / bytes(channels));
+  const std::vector<Box> boxes = split_boxes(p_.plan, p_.images, std::max<std::int64_t>(1, in_box));
+  const std::int64_t box_size = most_positions(boxes) * channels;
   const std::vector<Range> batches = split(count(boxes), p_.limits.packed / bytes(std::max<std::int64_t>(1, box_size)));
   const Buffer<T> packed = make_buffer<T>(batches.back().size() * box_size);
   for (const Range& batch : batches) {
     pack(boxes, batch, box_size, packed.get());
     for_each(p_.parallel_for, count(strips), [&](std::int64_t s) {
       const Strip& strip = strips[static_cast<std::size_t>(s)];
-      const Buffer<T> sums = make_buffer<T>(slots() * tile_size);
+      const Buffer<T> sums = make_buffer<T>(slots() * slot_size);
       for (std::int64_t b = batch.begin; b < batch.end; ++b) {
-        sum_strip(boxes[static_cast<std::size_t>(b)], packed.get() + (b - batch.begin) * box_size, strip, tile_size,
+        sum_strip(boxes[static_cast<std::size_t>(b)], packed.get() + (b - batch.begin) * box_size, strip, slot_size,
                   sums.get(), b == batch.begin);
       }
-      writer_.add(strip.pair, strip.rows, sums.get(), tile_size, batch.begin == 0);
-      if (batch.end == count(boxes) && strip.pair.i < strip.pair.j) writer_.mirror(strip.pair, strip.rows);
+      write(strip, sums.get(), slot_size, batch.begin == 0, batch.end == count(boxes));
+    });
+  }
+  if (rows < width) {
+    for_each(p_.parallel_for, count(pairs_), [&](std::int64_t i) {
+      const PanelPair& pair = pairs_[static_cast<std::size_t>(i)];
+      if (pair.i == pair.j) writer_.mirror_diagonal(pair);
     });
   }
 }
 
 template <class T>
 void Summation<T>::run() {
-  const std::int64_t sums = count(pairs_) * slots() * p_.tiling.width * p_.tiling.width;
+  const std::int64_t sums = count(pairs_) * slots() * slot_size(p_.tiling.width);
   if (bytes(sums) <= p_.limits.kept) {
     sum_slices();
   } else {
     sum_boxes();
   }
   if (p_.tiling.constant) writer_.write_corner(static_cast<double>(p_.images * p_.plan.outputs));
-  std::vector<PanelPair> diagonal;
-  std::copy_if(pairs_.begin(), pairs_.end(), std::back_inserter(diagonal), [](const auto& p) { return p.i == p.j; });
-  for_each(p_.parallel_for, count(diagonal),
-           [&](std::int64_t i) { writer_.mirror_diagonal(diagonal[static_cast<std::size_t>(i)]); });
 }
 
 }  // namespace

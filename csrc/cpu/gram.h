@@ -12,12 +12,14 @@ namespace eigendamage::cpu {
 
 /// Bytes of memory.
 struct Limits {
-  std::int64_t kept = 1 << 20;      ///< sums of a slice of the batch, kept until the end
-  std::int64_t kept_box = 1 << 19;  ///< packed positions of a thread, where sums are kept
-  std::int64_t added = 1 << 19;     ///< sums that a thread holds before it adds them to `out`, where they are not kept
-  std::int64_t added_box =
-      1 << 19;  ///< packed positions of two panels, read again for every lag, where sums are not kept
-  std::int64_t packed = 16 << 20;  ///< packed positions shared by the threads, where sums are not kept
+  // Where sums are kept until the end:
+  std::int64_t kept = 1 << 20;      ///< the most of them, of one slice of the batch
+  std::int64_t slices = 4 << 20;    ///< of all slices
+  std::int64_t kept_box = 1 << 20;  ///< packed positions of a thread
+  // Where they are not:
+  std::int64_t added = 1 << 19;      ///< sums that a thread holds before it adds them to `out`
+  std::int64_t added_box = 1 << 19;  ///< packed positions of two panels, read again for every lag
+  std::int64_t packed = 16 << 20;    ///< packed positions shared by the threads
 };
 
 /// Everything that sums over positions is one computation: the plan says which Grams of a grid's positions and lags make

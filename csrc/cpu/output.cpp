@@ -18,7 +18,7 @@ OutputWriter<T>::OutputWriter(const PanelKernels<T>& simd, const Plan& plan, con
 }
 
 template <class T>
-void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sums, std::int64_t tile_size,
+void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sums, std::int64_t slot_size,
                           bool first) const {
   const std::int64_t width = tiling_.width, channels = tiling_.channels, kernel = plan_.offsets;
   const std::int64_t constant = tiling_.constant_place(pair.bundle, pair.j);
@@ -36,14 +36,16 @@ void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sum
       T* out = row(group, channel * kernel + k1);
       const std::int64_t first_offset = pair.i == pair.j || constant == 0 ? k1 : 0;
       const std::int64_t offsets = constant == 0 ? 1 : kernel - first_offset;
-      simd_.combine(sums, plan_.terms.data(), plan_.blocks.data() + k1 * kernel + first_offset, offsets, tile_size,
+      simd_.combine(sums, plan_.terms.data(), plan_.blocks.data() + k1 * kernel + first_offset, offsets, slot_size,
                     width, kernel, entries.data() + first_offset);
       if (constant != 0) {
         simd_.update(out + (begin - origin) * kernel, entries.data() + begin * kernel, (end - begin) * kernel,
                      update_.alpha, beta);
       }
       if (constant >= 0) {
-        simd_.update(out + out_.size - 1, entries.data() + constant * kernel + k1, 1, update_.alpha, beta);
+        T* corner = out + out_.size - 1;
+        simd_.update(corner, entries.data() + constant * kernel + k1, 1, update_.alpha, beta);
+        row(group, out_.size - 1)[channel * kernel + k1] = *corner;
       }
     }
   }
@@ -60,17 +62,18 @@ void OutputWriter<T>::write_corner(double count) const {
 
 /// A few whole lines of `to` at a time: what is written side by side stays in the cache.
 template <class T>
-void OutputWriter<T>::transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns) const {
+void OutputWriter<T>::transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns,
+                                std::int64_t to_stride) const {
   const std::int64_t lanes = simd_.lanes, stride = out_.row_stride, whole = rows / lanes * lanes;
   const T* lines[kMaxLanes];
   for (std::int64_t c = 0; c < columns; c += lanes) {
     const std::int64_t count = std::min(lanes, columns - c);
     for (std::int64_t r = 0; r < whole; r += lanes) {
       for (std::int64_t i = 0; i < lanes; ++i) lines[i] = from + (r + i) * stride + c;
-      simd_.interleave(lines, count, stride, to + c * stride + r);
+      simd_.interleave(lines, count, to_stride, to + c * to_stride + r);
     }
     for (std::int64_t i = c; i < c + count; ++i) {
-      for (std::int64_t r = whole; r < rows; ++r) to[i * stride + r] = from[r * stride + i];
+      for (std::int64_t r = whole; r < rows; ++r) to[i * to_stride + r] = from[r * stride + i];
     }
   }
 }
@@ -80,23 +83,28 @@ void OutputWriter<T>::mirror(const PanelPair& pair, const Range& rows) const {
   const std::int64_t kernel = plan_.offsets, from = pair.i * tiling_.width + rows.begin, to = pair.j * tiling_.width;
   const std::int64_t columns = std::clamp<std::int64_t>(tiling_.channels - to, 0, tiling_.width);
   transpose(row(pair.bundle, from * kernel) + to * kernel, row(pair.bundle, to * kernel) + from * kernel,
-            rows.size() * kernel, columns * kernel);
+            rows.size() * kernel, columns * kernel, out_.row_stride);
 }
 
+/// A few rows of the transpose at a time; each is taken up to where the row itself is right, which differs between offsets.
 template <class T>
 void OutputWriter<T>::mirror_diagonal(const PanelPair& pair) const {
   const std::int64_t kernel = plan_.offsets, first = pair.bundle * tiling_.bundle_groups;
   const std::int64_t begin = pair.i * tiling_.width, end = std::min(tiling_.channels, begin + tiling_.width);
+  const std::int64_t size = (end - begin) * kernel;
+  std::vector<T> mirrored(static_cast<std::size_t>(simd_.lanes * size));
   for (std::int64_t group = first; group < std::min(tiling_.groups, first + tiling_.bundle_groups); ++group) {
-    for (std::int64_t c = begin; c < end; ++c) {
-      for (std::int64_t k1 = 0; k1 < kernel; ++k1) {
-        T* to = row(group, c * kernel + k1);
-        for (std::int64_t other = begin; other < end; ++other) {
-          const T* from = row(group, other * kernel) + c * kernel + k1;
-          const std::int64_t offsets = other < c ? k1 + 1 : k1;
-          for (std::int64_t k2 = 0; k2 < offsets; ++k2) to[other * kernel + k2] = from[k2 * out_.row_stride];
+    T* block = row(group, begin * kernel) + begin * kernel;
+    for (std::int64_t r = 0; r < size; r += simd_.lanes) {
+      const std::int64_t rows = std::min(simd_.lanes, size - r);
+      transpose(block + r, mirrored.data(), size, rows, size);
+      for (std::int64_t i = 0; i < rows; ++i) {
+        const std::int64_t c = (r + i) / kernel, k1 = (r + i) % kernel;
+        const T* from = mirrored.data() + i * size;
+        T* to = block + (r + i) * out_.row_stride;
+        for (std::int64_t other = 0; other * kernel < size; ++other, from += kernel, to += kernel) {
+          std::copy(from, from + k1 + (other < c), to);
         }
-        if (tiling_.constant) row(group, out_.size - 1)[c * kernel + k1] = to[out_.size - 1];
       }
     }
   }

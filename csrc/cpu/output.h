@@ -15,7 +15,8 @@ struct PanelPair {
 };
 
 /// Puts the sums of slots together to the blocks of the output. Rows of panel i are written against panel j ≥ i; of i = j
-/// only entries with k1 < k2, or k1 = k2 and c ≤ c', are right. The mirrors make all others equal to those.
+/// only entries with k1 < k2, or k1 = k2 and c ≤ c', are right. The mirrors make all others equal to those; the constant's
+/// column is mirrored at once.
 template <class T>
 class OutputWriter {
  public:
@@ -23,8 +24,8 @@ class OutputWriter {
                const FactorView& out);
 
   /// Adds alpha times the blocks to channels `rows` of panel i; `first` applies beta before. sums (slots, rows, width), a
-  /// slot `tile_size` after the one before; slots of negative lag are not read for i = j.
-  void add(const PanelPair& pair, const Range& rows, const T* sums, std::int64_t tile_size, bool first) const;
+  /// slot `slot_size` after the one before; slots of negative lag are not read for i = j.
+  void add(const PanelPair& pair, const Range& rows, const T* sums, std::int64_t slot_size, bool first) const;
 
   /// The constant against itself, whose sum is `count`.
   void write_corner(double count) const;
@@ -32,14 +33,14 @@ class OutputWriter {
   /// Mirrors channels `rows` of panel i against those of panel j > i. (Several panels: the bundle is one group.)
   void mirror(const PanelPair& pair, const Range& rows) const;
 
-  /// Mirrors panel i against itself, and against the constant.
+  /// Mirrors panel i against itself.
   void mirror_diagonal(const PanelPair& pair) const;
 
  private:
   T* row(std::int64_t group, std::int64_t index) const {
     return static_cast<T*>(out_.data) + group * out_.group_stride + index * out_.row_stride;
   }
-  void transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns) const;
+  void transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns, std::int64_t to_stride) const;
 
   const PanelKernels<T>& simd_;
   const Plan& plan_;

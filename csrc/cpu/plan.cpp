@@ -12,8 +12,8 @@ std::int64_t count(const std::vector<Item>& items) {
   return static_cast<std::int64_t>(items.size());
 }
 
-Rectangle product(const Segment& vertical, const Segment& horizontal) {
-  return {vertical.first, vertical.count, vertical.step, horizontal.first, horizontal.count, horizontal.step};
+Rectangle product(const Segment& vertical, const Segment& horizontal, std::int64_t weight) {
+  return {vertical.first, vertical.count, vertical.step, horizontal.first, horizontal.count, horizontal.step, weight};
 }
 
 /// How many offset pairs of the group cover each of its segments.
@@ -31,7 +31,7 @@ void add_group(Plan& plan, const AxisGroup& v, const AxisGroup& h, std::int64_t 
   for (const Segment& sv : v.segments) {
     for (const Segment& sh : h.segments) {
       plan.slots.push_back({{count(plan.rectangles), count(plan.rectangles) + 1}});
-      plan.rectangles.push_back(product(sv, sh));
+      plan.rectangles.push_back(product(sv, sh, 1));
     }
   }
   const std::int64_t across = count(h.segments);
@@ -42,7 +42,7 @@ void add_group(Plan& plan, const AxisGroup& v, const AxisGroup& h, std::int64_t 
       block.begin = count(plan.terms);
       for (std::int64_t sv = pv.begin; sv < pv.end; ++sv) {
         for (std::int64_t sh = ph.begin; sh < ph.end; ++sh) {
-          plan.terms.push_back({group.slots.begin + sv * across + sh, 1});
+          plan.terms.push_back(group.slots.begin + sv * across + sh);
         }
       }
       block.end = count(plan.terms);
@@ -79,19 +79,20 @@ Plan channel_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_
       const std::vector<std::int64_t> right = multiplicities(h);
       for (std::size_t i = 0; i < down.size(); ++i) {
         for (std::size_t j = 0; j < right.size(); ++j) {
-          by_multiplicity[down[i] * right[j]].push_back(product(v.segments[i], h.segments[j]));
+          const std::int64_t multiplicity = down[i] * right[j];
+          by_multiplicity[multiplicity].push_back(product(v.segments[i], h.segments[j], multiplicity));
         }
       }
     }
   }
   Plan plan = empty_plan(geometry, height, width, 1);
   for (const auto& [multiplicity, rectangles] : by_multiplicity) {
-    plan.terms.push_back({count(plan.slots), multiplicity});
-    plan.slots.push_back({{count(plan.rectangles), count(plan.rectangles) + count(rectangles)}});
     plan.rectangles.insert(plan.rectangles.end(), rectangles.begin(), rectangles.end());
   }
-  plan.blocks[0] = {0, count(plan.terms)};
-  plan.groups.push_back({0, 0, {0, count(plan.slots)}});
+  plan.slots.push_back({{0, count(plan.rectangles)}});
+  plan.terms.push_back(0);
+  plan.blocks[0] = {0, 1};
+  plan.groups.push_back({0, 0, {0, 1}});
   plan.zero_lag = {0, 1};
   return plan;
 }

@@ -7,10 +7,12 @@
 
 namespace eigendamage::cpu {
 
-/// Positions of a grid (an image's pixels, or the outputs of a convolution): `rows` × `columns` of them.
+/// Positions of a grid (an image's pixels, or the outputs of a convolution): `rows` × `columns` of them, each counted
+/// `weight` times.
 struct Rectangle {
   std::int64_t row, rows, row_step;
   std::int64_t column, columns, column_step;
+  std::int64_t weight;
 };
 
 /// A range of indices into one of the plan's lists.
@@ -22,11 +24,6 @@ struct Range {
 /// One C × C sum Σ_n Σ_q x_nq x_n(q+lag)ᵀ, q over the rectangles.
 struct Slot {
   Range rectangles;
-};
-
-/// weight · slot, one term of a block.
-struct Term {
-  std::int64_t slot, weight;
 };
 
 /// Slots that share the lag (down, right).
@@ -48,8 +45,8 @@ struct Plan {
   Range zero_lag;                        ///< among the groups
   std::vector<Slot> slots;
   std::vector<Rectangle> rectangles;
-  std::vector<Term> terms;
-  std::vector<Range> blocks;  ///< of the terms of (k1, k2), at k1·K + k2
+  std::vector<std::int64_t> terms;  ///< slots
+  std::vector<Range> blocks;        ///< of the terms of (k1, k2), at k1·K + k2
 };
 
 /// Σ over all positions of the grid.

@@ -23,21 +23,22 @@ inline void clip(std::int64_t& first, std::int64_t& count, std::int64_t step, co
 }
 
 /// Lists the positions of a slot inside a box, in panel order, as lists of runs of `listed` ≤ kMaxListed positions, the
-/// last one of fewer: emit(runs, run_count).
+/// last ones of each weight of fewer: emit(runs, run_count, weight).
 template <class Emit>
 void for_each_run_list(const Plan& plan, const Slot& slot, const Box& box, std::int64_t listed, const Emit& emit) {
   Run runs[kMaxListed];
-  std::int64_t used = 0, held = 0;
+  std::int64_t used = 0, held = 0, weight = 0;
+  const auto emit_held = [&] {
+    if (used > 0) emit(runs, used, weight);
+    used = held = 0;
+  };
   const auto add = [&](Run run) {
     for (std::int64_t left = run.count; left > 0; left -= run.count) {
       run.count = std::min(left, listed - held);
       runs[used++] = run;
       run.first += run.count * run.step;
       held += run.count;
-      if (held == listed) {
-        emit(runs, used);
-        used = held = 0;
-      }
+      if (held == listed) emit_held();
     }
   };
   const std::int64_t images = box.images.size(), across = box.packed_columns.size();
@@ -46,6 +47,8 @@ void for_each_run_list(const Plan& plan, const Slot& slot, const Box& box, std::
     clip(r.row, r.rows, r.row_step, box.rows);
     clip(r.column, r.columns, r.column_step, box.columns);
     if (r.rows == 0 || r.columns == 0) continue;
+    if (r.weight != weight) emit_held();
+    weight = r.weight;
     const bool dense_row = r.column_step == 1, dense = dense_row && r.row_step == 1 && r.columns == across;
     for (std::int64_t v = 0; v < (dense ? 1 : r.rows); ++v) {
       const std::int64_t row = r.row + v * r.row_step - box.packed_rows.begin;
@@ -59,7 +62,7 @@ void for_each_run_list(const Plan& plan, const Slot& slot, const Box& box, std::
       }
     }
   }
-  if (used > 0) emit(runs, used);
+  emit_held();
 }
 
 }  // namespace eigendamage::cpu

@@ -27,17 +27,20 @@ struct PanelKernels {
   std::int64_t tile_rows;  ///< of a panel's channels, as many as `gram` takes together
   std::int64_t min_width;  ///< of a panel: lanes, or 2·lanes where tile_rows would not fit
 
-  /// tile[(r − rows.begin)·width + c] += Σ_p a[p·width + r] · b[p·width + c] over the positions p of the runs, for r in
-  /// `rows`, c < columns; with `upper` only where r ≤ c. Whole tile_rows and lanes are computed: the tile's other entries
-  /// hold rubbish afterwards. rows.begin is a multiple of tile_rows. All runs are summed in registers: keep them to a few
-  /// hundred positions.
+  /// tile = (fresh ? 0 : tile) + weight·sum, sum[(r − rows.begin)·width + c] = Σ_p a[p·width + r] · b[p·width + c] over the
+  /// positions p of the runs, for r in `rows`, c < columns; with `upper` only where r ≤ c. Whole tile_rows and lanes are
+  /// computed: the tile's other entries hold rubbish afterwards. rows.begin is a multiple of tile_rows. All runs are summed
+  /// in registers: keep them to a few hundred positions.
   void (*gram)(const T* a, const T* b, std::int64_t width, const Run* runs, std::int64_t run_count, const Range& rows,
-               std::int64_t columns, bool upper, T* tile);
+               std::int64_t columns, bool upper, T weight, bool fresh, T* tile);
 
-  /// out[c·stride + k] = Σ weight · row[slot·tile_size + c] over the terms of blocks[k], c < width, k < block_count ≤ stride.
+  /// total += part.
+  void (*add)(T* total, const T* part, std::int64_t count);
+
+  /// out[c·stride + k] = Σ row[terms[t]·slot_size + c] over t in blocks[k], for c < width, k < block_count ≤ stride.
   /// `out` has room for `lanes` numbers more; those between, and these, hold rubbish afterwards.
-  void (*combine)(const T* row, const Term* terms, const Range* blocks, std::int64_t block_count,
-                  std::int64_t tile_size, std::int64_t width, std::int64_t stride, T* out);
+  void (*combine)(const T* row, const std::int64_t* terms, const Range* blocks, std::int64_t block_count,
+                  std::int64_t slot_size, std::int64_t width, std::int64_t stride, T* out);
 
   /// entries = beta·entries + alpha·sums, in double: a float alpha would add its own rounding to every entry. beta = 0 never
   /// reads entries.

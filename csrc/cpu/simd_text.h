@@ -41,7 +41,7 @@ void store(T* p, Vector<T> v) {
 // kTileRows × `Vectors` accumulators in registers: a row is broadcast, a column vector loaded.
 template <class T, int Vectors>
 __attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t width, const Run* runs,
-                                         std::int64_t run_count, T* tile) {
+                                         std::int64_t run_count, T weight, bool fresh, T* tile) {
   Vector<T> sum[kTileRows][Vectors] = {};
   for (const Run* run = runs; run != runs + run_count; ++run) {
     const T* row = a + run->first * width;
@@ -63,21 +63,21 @@ __attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t wi
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
       T* out = tile + r * width + v * kLanes<T>;
-      store(out, load(out) + sum[r][v]);
+      store(out, fresh ? sum[r][v] * weight : load(out) + sum[r][v] * weight);
     }
   }
 }
 
 template <class T>
 void gram(const T* a, const T* b, std::int64_t width, const Run* runs, std::int64_t run_count, const Range& rows,
-          std::int64_t columns, bool upper, T* tile) {
+          std::int64_t columns, bool upper, T weight, bool fresh, T* tile) {
   constexpr std::int64_t lanes = kLanes<T>;
   for (std::int64_t row = rows.begin; row < rows.end; row += kTileRows, tile += kTileRows * width) {
     const std::int64_t first = upper && row >= lanes ? lanes : 0;
     if (columns - first > lanes) {
-      gram_rows<T, 2>(a + row, b + first, width, runs, run_count, tile + first);
+      gram_rows<T, 2>(a + row, b + first, width, runs, run_count, weight, fresh, tile + first);
     } else if (columns > first) {
-      gram_rows<T, 1>(a + row, b + first, width, runs, run_count, tile + first);
+      gram_rows<T, 1>(a + row, b + first, width, runs, run_count, weight, fresh, tile + first);
     }
   }
 }
@@ -117,30 +117,34 @@ __attribute__((always_inline)) inline void transpose(Vector<T> (&rows)[kLanes<T>
 }
 
 template <class T>
-Vector<T> combined(const T* row, const Term* terms, std::int64_t term_count, std::int64_t tile_size) {
+void add(T* total, const T* part, std::int64_t count) {
+  std::int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store(total + i, load(total + i) + load(part + i));
+  for (; i < count; ++i) total[i] += part[i];
+}
+
+template <class T>
+Vector<T> combined(const T* row, const std::int64_t* terms, const Range& block, std::int64_t slot_size) {
   Vector<T> sum = {};
-  for (const Term* term = terms; term != terms + term_count; ++term) {
-    sum += load(row + term->slot * tile_size) * static_cast<T>(term->weight);
-  }
+  for (std::int64_t t = block.begin; t < block.end; ++t) sum += load(row + terms[t] * slot_size);
   return sum;
 }
 
 // Blocks of one vector are transposed as many at a time as a vector has lanes, the last ones first: a column's last
 // vector may hold more than the blocks' numbers, which those of the next column then replace.
 template <class T>
-void combine(const T* row, const Term* terms, const Range* blocks, std::int64_t block_count, std::int64_t tile_size,
-             std::int64_t width, std::int64_t stride, T* out) {
+void combine(const T* row, const std::int64_t* terms, const Range* blocks, std::int64_t block_count,
+             std::int64_t slot_size, std::int64_t width, std::int64_t stride, T* out) {
   constexpr int lanes = kLanes<T>;
   for (std::int64_t first = 0; first < width; first += lanes, row += lanes, out += lanes * stride) {
     if (stride == 1) {
-      store(out, combined(row, terms + blocks->begin, blocks->end - blocks->begin, tile_size));
+      store(out, combined(row, terms, *blocks, slot_size));
       continue;
     }
     for (std::int64_t b = (block_count - 1) / lanes * lanes; b >= 0; b -= lanes) {
       Vector<T> rows[lanes];
       for (int i = 0; i < lanes; ++i) {
-        const Range block = b + i < block_count ? blocks[b + i] : Range{0, 0};
-        rows[i] = combined(row, terms + block.begin, block.end - block.begin, tile_size);
+        rows[i] = b + i < block_count ? combined(row, terms, blocks[b + i], slot_size) : Vector<T>{};
       }
       transpose<T>(rows);
       for (int i = 0; i < lanes; ++i) store(out + i * stride + b, rows[i]);
@@ -322,6 +326,7 @@ constexpr PanelKernels<T> kPanelKernels{
     .tile_rows = kTileRows,
     .min_width = kLanes<T> < kTileRows ? 2 * kLanes<T> : kLanes<T>,
     .gram = gram<T>,
+    .add = add<T>,
     .combine = combine<T>,
     .update = update<T>,
     .interleave = interleave<T>,

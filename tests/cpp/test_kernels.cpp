@@ -21,10 +21,10 @@ namespace {
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 /// Small enough that small inputs take many boxes, bands and passes.
-constexpr cpu::Limits kTinyLimits{0, 1, 1, 1, 1};
-constexpr cpu::Limits kSmallLimits{1 << 14, 1 << 13, 1 << 12, 1 << 11, 1 << 13};
-constexpr cpu::Limits kNothingKept{0, 1 << 14, 1 << 14, 1 << 13, 1 << 15};
-constexpr cpu::Limits kAllKept{1 << 30, 1 << 13, 0, 0, 0};
+constexpr cpu::Limits kTinyLimits{0, 0, 1, 1, 1, 1};
+constexpr cpu::Limits kSmallLimits{1 << 14, 1 << 16, 1 << 13, 1 << 12, 1 << 11, 1 << 13};
+constexpr cpu::Limits kNothingKept{0, 0, 1 << 14, 1 << 14, 1 << 13, 1 << 15};
+constexpr cpu::Limits kAllKept{1 << 30, 1 << 30, 1 << 13, 0, 0, 0};
 
 cpu::Tuning random_tuning(Random& random) {
   const cpu::Limits limits[] = {{}, kTinyLimits, kSmallLimits, kNothingKept, kAllKept};

@@ -38,7 +38,9 @@ std::map<Pixel, std::int64_t> pixels_of(const cpu::Plan& plan, const cpu::Slot& 
   for (std::int64_t i = slot.rectangles.begin; i < slot.rectangles.end; ++i) {
     const cpu::Rectangle& r = plan.rectangles[static_cast<std::size_t>(i)];
     for (std::int64_t v = 0; v < r.rows; ++v) {
-      for (std::int64_t u = 0; u < r.columns; ++u) ++pixels[{r.row + v * r.row_step, r.column + u * r.column_step}];
+      for (std::int64_t u = 0; u < r.columns; ++u) {
+        pixels[{r.row + v * r.row_step, r.column + u * r.column_step}] += r.weight;
+      }
     }
   }
   return pixels;
@@ -48,10 +50,8 @@ std::map<Pixel, std::int64_t> pixels_of(const cpu::Plan& plan, const cpu::Slot& 
 std::map<Pixel, std::int64_t> pixels_of(const cpu::Plan& plan, const cpu::Range& terms) {
   std::map<Pixel, std::int64_t> pixels;
   for (std::int64_t t = terms.begin; t < terms.end; ++t) {
-    const cpu::Term& term = plan.terms[static_cast<std::size_t>(t)];
-    for (const auto& [pixel, times] : pixels_of(plan, plan.slots[static_cast<std::size_t>(term.slot)])) {
-      pixels[pixel] += term.weight * times;
-    }
+    const auto slot = static_cast<std::size_t>(plan.terms[static_cast<std::size_t>(t)]);
+    for (const auto& [pixel, times] : pixels_of(plan, plan.slots[slot])) pixels[pixel] += times;
   }
   return pixels;
 }
@@ -85,7 +85,7 @@ TEST(a_block_of_the_patch_plan_sums_each_pixel_of_its_windows_once) {
         for (std::int64_t g = 0; g < static_cast<std::int64_t>(plan.groups.size()); ++g) {
           const cpu::LagGroup& group = plan.groups[static_cast<std::size_t>(g)];
           for (std::int64_t t = terms.begin; t < terms.end; ++t) {
-            const std::int64_t slot = plan.terms[static_cast<std::size_t>(t)].slot;
+            const std::int64_t slot = plan.terms[static_cast<std::size_t>(t)];
             if (slot < group.slots.begin || slot >= group.slots.end) continue;
             CHECK(group.down == down && group.right == right, describe(problem));
             CHECK((k1 < k2) == (g >= plan.zero_lag.end), describe(problem));
@@ -115,11 +115,12 @@ TEST(the_channel_plan_weighs_each_pixel_by_the_windows_that_cover_it) {
   }
 }
 
-TEST(boxes_and_their_run_lists_visit_every_position_of_a_slot_once) {
+TEST(boxes_and_their_run_lists_visit_every_position_of_a_slot_as_often_as_it_weighs) {
   Random random(3);
   for (int i = 0; i < 150; ++i) {
     const Problem problem = random_problem(random);
-    const cpu::Plan plan = cpu::patch_plan(problem.geometry, problem.height, problem.width);
+    const cpu::Plan plan = pick(random, 0, 1) ? cpu::patch_plan(problem.geometry, problem.height, problem.width)
+                                              : cpu::channel_plan(problem.geometry, problem.height, problem.width);
     const std::int64_t images = pick(random, 0, 5), budget = pick(random, 1, 600);
     const std::int64_t listed = pick(random, 1, cpu::kMaxListed);
     const std::vector<cpu::Box> boxes = cpu::split_boxes(plan, images, budget);
@@ -127,21 +128,23 @@ TEST(boxes_and_their_run_lists_visit_every_position_of_a_slot_once) {
     for (const cpu::Slot& slot : plan.slots) {
       std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::int64_t> visits;
       for (const cpu::Box& box : boxes) {
-        std::int64_t last = listed;
-        cpu::for_each_run_list(plan, slot, box, listed, [&](const cpu::Run* runs, std::int64_t run_count) {
-          CHECK(last == listed, describe(problem));
-          last = 0;
-          for (const cpu::Run* run = runs; run != runs + run_count; ++run) {
-            last += run->count;
-            for (std::int64_t p = 0; p < run->count; ++p) {
-              const std::int64_t position = run->first + p * run->step, pixel = position / box.images.size();
-              const std::int64_t across = box.packed_columns.size();
-              ++visits[{box.images.begin + position % box.images.size(), box.packed_rows.begin + pixel / across,
-                        box.packed_columns.begin + pixel % across}];
-            }
-          }
-          CHECK(0 < last && last <= listed, describe(problem));
-        });
+        std::int64_t last = listed, last_weight = 0;
+        cpu::for_each_run_list(
+            plan, slot, box, listed, [&](const cpu::Run* runs, std::int64_t run_count, std::int64_t weight) {
+              CHECK(last == listed || weight != last_weight, describe(problem));
+              last = 0;
+              last_weight = weight;
+              for (const cpu::Run* run = runs; run != runs + run_count; ++run) {
+                last += run->count;
+                for (std::int64_t p = 0; p < run->count; ++p) {
+                  const std::int64_t position = run->first + p * run->step, pixel = position / box.images.size();
+                  const std::int64_t across = box.packed_columns.size();
+                  visits[{box.images.begin + position % box.images.size(), box.packed_rows.begin + pixel / across,
+                          box.packed_columns.begin + pixel % across}] += weight;
+                }
+              }
+              CHECK(0 < last && last <= listed, describe(problem));
+            });
       }
       std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::int64_t> expected;
       for (std::int64_t n = 0; n < images; ++n) {

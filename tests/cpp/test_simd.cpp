@@ -58,17 +58,18 @@ TEST(gram_sums_outer_products_over_the_runs) {
       const std::int64_t begin = pick(random, 0, width / simd.tile_rows - 1) * simd.tile_rows;
       const cpu::Range rows{begin, pick(random, begin + 1, width)};
       const std::int64_t columns = pick(random, 1, width);
-      const bool upper = pick(random, 0, 1);
+      const bool upper = pick(random, 0, 1), fresh = pick(random, 0, 1);
+      const auto weight = static_cast<T>(pick(random, 1, 9));
       const auto tile = aligned(before), left = aligned(a), right = aligned(b);
-      simd.gram(left.get(), right.get(), width, runs.data(), 3, rows, columns, upper, tile.get());
+      simd.gram(left.get(), right.get(), width, runs.data(), 3, rows, columns, upper, weight, fresh, tile.get());
       for (std::int64_t r = rows.begin; r < rows.end; ++r) {
         for (std::int64_t c = upper ? r : 0; c < columns; ++c) {
           const auto entry = static_cast<std::size_t>((r - rows.begin) * width + c);
-          T expected = before[entry];
+          T expected = fresh ? T(0) : before[entry];
           for (const cpu::Run& run : runs) {
             for (std::int64_t p = 0; p < run.count; ++p) {
               const std::int64_t at = (run.first + p * run.step) * width;
-              expected += a[static_cast<std::size_t>(at + r)] * b[static_cast<std::size_t>(at + c)];
+              expected += weight * a[static_cast<std::size_t>(at + r)] * b[static_cast<std::size_t>(at + c)];
             }
           }
           CHECK(tile[entry] == expected, name);
@@ -78,12 +79,26 @@ TEST(gram_sums_outer_products_over_the_runs) {
   });
 }
 
-TEST(combine_weighs_slots_and_lays_blocks_side_by_side) {
+TEST(add_adds_every_number_and_no_more) {
+  Random random(7);
+  for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
+    for (std::int64_t count = 0; count < 40; ++count) {
+      const std::vector<T> before = integers<T>(random, count + 1), part = integers<T>(random, count + 1);
+      std::vector<T> total = before;
+      simd.add(total.data(), part.data(), count);
+      for (std::size_t i = 0; i < total.size(); ++i) {
+        CHECK(total[i] == before[i] + (static_cast<std::int64_t>(i) < count ? part[i] : T(0)), name);
+      }
+    }
+  });
+}
+
+TEST(combine_adds_slots_and_lays_blocks_side_by_side) {
   Random random(2);
   for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
     for (const std::int64_t width : {simd.min_width, 2 * simd.lanes}) {
       const std::vector<T> rows = integers<T>(random, 5 * width);
-      const std::vector<cpu::Term> terms{{0, 2}, {4, -1}, {3, 7}, {1, 1}, {2, -3}};
+      const std::vector<std::int64_t> terms{0, 4, 3, 1, 2};
       for (const std::int64_t stride : {1, 3, 4, 9, 16, 17, 35}) {
         for (std::int64_t count = 1; count <= stride; ++count) {
           std::vector<cpu::Range> blocks;
@@ -100,8 +115,7 @@ TEST(combine_weighs_slots_and_lays_blocks_side_by_side) {
               T expected = 0;
               for (std::int64_t t = blocks[static_cast<std::size_t>(k)].begin;
                    t < blocks[static_cast<std::size_t>(k)].end; ++t) {
-                const cpu::Term& term = terms[static_cast<std::size_t>(t)];
-                expected += static_cast<T>(term.weight) * rows[static_cast<std::size_t>(term.slot * width + c)];
+                expected += rows[static_cast<std::size_t>(terms[static_cast<std::size_t>(t)] * width + c)];
               }
               CHECK(out[static_cast<std::size_t>(c * stride + k)] == expected, name + " " + std::to_string(stride));
             }

@@ -30,7 +30,7 @@ void check_threads(const ImageView& x, std::int64_t groups, std::int64_t size, c
 TEST(results_do_not_depend_on_the_number_of_threads) {
   const ConvGeometry geometry{{3, 1, 1, 1, 12}, {3, 1, 1, 1, 11}};
   const Update update{0.3, 0.7};
-  const cpu::Limits default_limits, few_kept{1 << 16, 1 << 16, 1 << 16, 1 << 14, 1 << 16};
+  const cpu::Limits default_limits, few_kept{1 << 16, 1 << 18, 1 << 16, 1 << 16, 1 << 14, 1 << 16};
   for (const cpu::Limits& limits : {default_limits, few_kept}) {
     for (const std::int64_t channels : {6, 36}) {
       for (const std::int64_t groups : {1, 2}) {
