@@ -162,7 +162,7 @@ void multiply_rows(const Tridiagonal<T>& problem, std::int64_t kept, std::int64_
       for (std::int64_t k = 0; k < kept; k += lanes) {
         const T* left = problem.vectors + k * kept + (half ? sides[0] * lanes : 0);
         const std::int64_t height = k + lanes < kept ? lanes : kept - k;
-        product<T, false>({left, 1, lanes}, right, inner, height, problem.table + k, column, columns);
+        product<T, false>({left, 1, lanes}, {right, width}, inner, height, problem.table + k, column, columns);
       }
     }
   }

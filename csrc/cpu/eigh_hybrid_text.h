@@ -3,7 +3,7 @@
 #pragma once
 
 #include "eigh_divide_text.h"
-#include "eigh_tridiagonal_text.h"
+#include "eigh_reflectors_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
@@ -24,14 +24,14 @@ template <class T>
 int hybrid(std::int64_t n, T* a, T* values, T* vectors_t, T* workspace) {
   const std::int64_t stride = eigh_stride(n), row_step = stride + 16, padded = n + 64;
   Pieces pieces{static_cast<char*>(static_cast<void*>(workspace))};
-  const Triangle<T> triangle{pieces.take<T>(n * round_up(n, kPanel<T>)), n};
+  const Triangle<T> triangle{pieces.take<T>(triangle_size(n)), n};
   T *rows = pieces.take<T>(n * row_step), *diagonal = pieces.take<T>(n), *beside = pieces.take<T>(n),
     *taus = pieces.take<T>(n), **row_table = pieces.take<T*>(n), **table = pieces.take<T*>(padded);
   auto* row_sums = pieces.take<Vector<T>>(padded);
-  T* scratch = pieces.take<T>(n * padded + 3 * padded * kPanel<T> + 3 * kPanel<T> * kPanel<T>);
+  T* scratch = pieces.take<T>(reflector_scratch(n));
 
   pack_triangle(a, triangle);
-  tridiagonalise(triangle, diagonal, beside, taus, row_sums, scratch);
+  tridiagonalise(triangle, diagonal, beside, taus, scratch);
 
   for (std::int64_t r = 0; r < n; ++r) row_table[r] = rows + r * row_step;
   for (std::int64_t i = 0; i < n * row_step; ++i) rows[i] = 0;

@@ -124,7 +124,7 @@ T dot_product(const T* x, const T* y, std::int64_t n) {
   return sum_lanes<T>(even + odd);
 }
 
-inline std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 
 }  // namespace
 }  // namespace eigendamage::cpu::EIGENDAMAGE_LEVEL

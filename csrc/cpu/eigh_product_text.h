@@ -18,15 +18,22 @@ struct Left {
   std::int64_t row_step, inner_step;
 };
 
+/// A right factor's columns, of which a panel is taken.
+template <class T>
+struct Right {
+  const T* entries;
+  std::int64_t inner_step;
+};
+
 template <class T, int Rows, int Vectors, bool Subtract>
-__attribute__((noinline)) void product_tile(Left<T> left, const T* right, std::int64_t inner, T* const* out,
+__attribute__((noinline)) void product_tile(Left<T> left, Right<T> right, std::int64_t inner, T* const* out,
                                             std::int64_t column) {
   Vector<T> sum[Rows][Vectors] = {};
-  const T* entry = left.entries;
-  for (; inner > 0; --inner, entry += left.inner_step, right += kPanel<T>) {
+  const T *entry = left.entries, *columns = right.entries;
+  for (; inner > 0; --inner, entry += left.inner_step, columns += right.inner_step) {
     Vector<T> across[Vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) across[v] = load(right + v * kLanes<T>);
+    for (int v = 0; v < Vectors; ++v) across[v] = load(columns + v * kLanes<T>);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
@@ -44,9 +51,9 @@ __attribute__((noinline)) void product_tile(Left<T> left, const T* right, std::i
 }
 
 template <class T, int Rows, bool Subtract>
-std::int64_t product_rows(Left<T> left, const T* right, std::int64_t inner, std::int64_t begin, std::int64_t rows,
+std::int64_t product_rows(Left<T> left, Right<T> right, std::int64_t inner, std::int64_t begin, std::int64_t rows,
                           T* const* out, std::int64_t column, std::int64_t columns) {
-  for (; begin + Rows <= rows; begin += Rows) {
+  for (std::int64_t rest = rows - begin; rest >= Rows; rest -= Rows, begin += Rows) {
     const Left<T> from{left.entries + begin * left.row_step, left.row_step, left.inner_step};
     if (columns > kLanes<T>) {
       product_tile<T, Rows, 2, Subtract>(from, right, inner, out + begin, column);
@@ -57,10 +64,10 @@ std::int64_t product_rows(Left<T> left, const T* right, std::int64_t inner, std:
   return begin;
 }
 
-/// out[r][column + c] = or −= Σ_i left(r, i) · right[i·kPanel + c] for r < rows, c < columns ≤ kPanel. Whole vectors are
-/// written: `right` holds zeros beyond the columns.
+/// out[r][column + c] = or −= Σ_i left(r, i) · right(i, c) for r < rows, c < columns ≤ kPanel. Whole vectors are written:
+/// `right` holds zeros beyond the columns.
 template <class T, bool Subtract>
-void product(Left<T> left, const T* right, std::int64_t inner, std::int64_t rows, T* const* out, std::int64_t column,
+void product(Left<T> left, Right<T> right, std::int64_t inner, std::int64_t rows, T* const* out, std::int64_t column,
              std::int64_t columns) {
   constexpr int most = kTileRows < kLanes<T> ? kTileRows : kLanes<T>;
   std::int64_t done = product_rows<T, most, Subtract>(left, right, inner, 0, rows, out, column, columns);

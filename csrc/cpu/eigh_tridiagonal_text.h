@@ -1,4 +1,4 @@
-// Householder's tridiagonalisation and its reflectors, under the rules of simd_text.h.
+// Householder's tridiagonalisation, under the rules of simd_text.h.
 
 #pragma once
 
@@ -8,83 +8,166 @@
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
 
-/// Columns of the lower triangle in panels [panel][row][kPanel]; the squares on the diagonal are full.
+/// Rows of a block of the triangle; reflectors whose effect on the rows above them is left for later.
+constexpr std::int64_t kRows = 16, kPairs = 16;
+constexpr std::int64_t kWidest = 32;  // a multiple of kRows and of kPanel at every level
+
+/// The lower triangle in blocks [row / kRows][panel][row % kRows][kPanel]. The squares of kRows on the diagonal are full.
 template <class T>
 struct Triangle {
   T* entries;
   std::int64_t n;
 
-  T* row(std::int64_t panel, std::int64_t r) const { return entries + (panel * n + r) * kPanel<T>; }
+  std::int64_t panels() const { return round_up(n, kWidest) / kPanel<T>; }
+  T* row(std::int64_t panel, std::int64_t r) const {
+    return entries + ((r / kRows * panels() + panel) * kRows + r % kRows) * kPanel<T>;
+  }
+  T* at(std::int64_t r, std::int64_t c) const { return row(c / kPanel<T>, r) + c % kPanel<T>; }
 };
+
+/// Numbers of a Triangle.
+constexpr std::int64_t triangle_size(std::int64_t n) { return round_up(n, kRows) * round_up(n, kWidest); }
 
 template <class T>
 void pack_triangle(const T* a, Triangle<T> packed) {
   const std::int64_t stride = eigh_stride(packed.n), n = packed.n;
-  for (std::int64_t first = 0; first < n; first += kPanel<T>) {
-    const std::int64_t square = first + kPanel<T> < n ? first + kPanel<T> : n;
-    for (std::int64_t r = first; r < square; ++r) {
-      T* row = packed.row(first / kPanel<T>, r);
-      for (std::int64_t c = first; c <= r; ++c) {
-        row[c - first] = a[r * stride + c];
-        packed.row(first / kPanel<T>, c)[r - first] = a[r * stride + c];
-      }
-      for (std::int64_t c = square; c < first + kPanel<T>; ++c) row[c - first] = 0;
+  for (std::int64_t block = 0; block < n; block += kRows) {
+    const std::int64_t end = block + kRows < n ? block + kRows : n;
+    for (std::int64_t c = block; c < round_up(block + kRows, kPanel<T>); c += kLanes<T>) {
+      for (std::int64_t r = block; r < block + kRows; ++r) store(packed.at(r, c), Vector<T>{});
     }
-    for (std::int64_t r = square; r < n; ++r) {
-      T* row = packed.row(first / kPanel<T>, r);
-      store(row, load(a + r * stride + first));
-      store(row + kLanes<T>, load(a + r * stride + first + kLanes<T>));
+    for (std::int64_t r = block; r < end; ++r) {
+      for (std::int64_t c = 0; c < block; c += kLanes<T>) store(packed.at(r, c), load(a + r * stride + c));
+      for (std::int64_t c = block; c <= r; ++c) *packed.at(r, c) = *packed.at(c, r) = a[r * stride + c];
+    }
+    for (std::int64_t r = end; r < block + kRows; ++r) {
+      for (std::int64_t c = 0; c < block; c += kLanes<T>) store(packed.at(r, c), Vector<T>{});
     }
   }
 }
 
-/// The columns of one panel in `update_and_multiply`, rows begin ≤ r < end.
-template <class T, bool Below>
-void update_panel(T* a, std::int64_t begin, std::int64_t end, const T* v, const T* w, const T* x, std::int64_t first,
-                  Vector<T>* row_sums, Vector<T> (&sum)[2]) {
-  Vector<T> v_across[2], w_across[2], x_across[2];
-  for (int k = 0; k < 2; ++k) {
-    v_across[k] = load(v + first + k * kLanes<T>);
-    w_across[k] = load(w + first + k * kLanes<T>);
-    x_across[k] = load(x + first + k * kLanes<T>);
-  }
-  for (std::int64_t r = begin; r < end; ++r) {
-    T* row = a + r * kPanel<T>;
-    Vector<T> entries[2];
-#pragma GCC unroll 2
-    for (int k = 0; k < 2; ++k) {
-      entries[k] = load(row + k * kLanes<T>) - (w_across[k] * v[r] + v_across[k] * w[r]);
-      store(row + k * kLanes<T>, entries[k]);
-      sum[k] += entries[k] * x[r];
-    }
-    if (Below) row_sums[r] += entries[0] * x_across[0] + entries[1] * x_across[1];
-  }
-}
-
-/// a −= v·wᵀ + w·vᵀ and p = a·x over the leading `size` rows and columns, in one pass.
+/// Pairs of vectors by which a is to be reduced, a −= Σ_j v_j·w_jᵀ + w_j·v_jᵀ, in panels [panel][row][kPanel] of rows
+/// v₀ … w₀ … v₀ …: what multiplies a row lies kPairs rows further on.
 template <class T>
-void update_and_multiply(Triangle<T> a, std::int64_t size, const T* v, const T* w, const T* x, Vector<T>* row_sums,
-                         T* p) {
-  constexpr std::int64_t width = kPanel<T>;
-  for (std::int64_t r = width; r < round_up(size, width); ++r) row_sums[r] = Vector<T>{};
-  for (std::int64_t first = 0; first < size; first += width) {
-    const std::int64_t square = first + width < size ? first + width : size;
-    Vector<T> sum[2] = {};
-    T* panel = a.row(first / width, 0);
-    update_panel<T, false>(panel, first, square, v, w, x, first, row_sums, sum);
-    update_panel<T, true>(panel, square, size, v, w, x, first, row_sums, sum);
-    store(p + first, sum[0]);
-    store(p + first + kLanes<T>, sum[1]);
+struct Pairs {
+  T* entries;
+
+  T* row(std::int64_t panel, std::int64_t j) const { return entries + (panel * 3 * kPairs + j) * kPanel<T>; }
+  T at(std::int64_t c, std::int64_t j) const { return row(c / kPanel<T>, j)[c % kPanel<T>]; }
+};
+
+/// factors[j] = v_j·x and factors[kPairs + j] = w_j·x for j < made; x holds zeros beyond its size.
+template <class T>
+void multiply_pairs(const Pairs<T>& pairs, std::int64_t made, std::int64_t size, const T* x, T* factors) {
+  constexpr int some = 4;
+  for (std::int64_t j = 0; j < made; j += some) {
+    Vector<T> sums[2 * some] = {};
+    for (std::int64_t first = 0; first < size; first += kPanel<T>) {
+      const T *v = pairs.row(first / kPanel<T>, j), *w = v + kPairs * kPanel<T>;
+      for (int k = 0; k < 2; ++k, v += kLanes<T>, w += kLanes<T>) {
+        const Vector<T> across = load(x + first + k * kLanes<T>);
+#pragma GCC unroll 4
+        for (int i = 0; i < some; ++i) {
+          sums[i] += load(v + i * kPanel<T>) * across;
+          sums[some + i] += load(w + i * kPanel<T>) * across;
+        }
+      }
+    }
+    T products[2 * some];
+    sum_each<T, 2 * some>(sums, products);
+    for (int i = 0; i < some; ++i) {
+      factors[j + i] = products[i];
+      factors[kPairs + j + i] = products[some + i];
+    }
   }
-  for (std::int64_t r = width; r < size; r += kLanes<T>) {
-    Vector<T> lanes[kLanes<T>];
+}
+
+/// x −= Σ_j v_j·factors[kPairs + j] + w_j·factors[j], j < made.
+template <class T>
+void subtract_pairs(const Pairs<T>& pairs, std::int64_t made, std::int64_t size, const T* factors, T* x) {
+  for (std::int64_t first = 0; first < size; first += kPanel<T>) {
+    const T *v = pairs.row(first / kPanel<T>, 0), *w = v + kPairs * kPanel<T>;
+    Vector<T> sums[4] = {};
+    for (std::int64_t j = 0; j < made; ++j, v += kPanel<T>, w += kPanel<T>) {
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) {
+        sums[k] += load(v + k * kLanes<T>) * factors[kPairs + j];
+        sums[2 + k] += load(w + k * kLanes<T>) * factors[j];
+      }
+    }
+    for (int k = 0; k < 2; ++k) store(x + k * kLanes<T>, load(x + k * kLanes<T>) - (sums[k] + sums[2 + k]));
+    x += kPanel<T>;
+  }
+}
+
+/// a −= Σ_j v_j·w_jᵀ + w_j·v_jᵀ over the leading `size` rows and columns, a multiple of kRows.
+template <class T>
+void subtract_pairs(const Pairs<T>& pairs, Triangle<T> a, std::int64_t size) {
+  constexpr std::int64_t width = kPanel<T>;
+  const std::int64_t step = kRows < width ? kRows : width;
+  T* rows[kRows];
+  for (std::int64_t row = 0; row < size; row += kRows) {
+    for (std::int64_t column = 0; column < row + kRows; column += width) {
+      for (std::int64_t r = 0; r < kRows; ++r) rows[r] = a.row(column / width, row + r);
+      for (std::int64_t r = 0; r < kRows; r += step) {
+        const std::int64_t here = row + r;
+        const Left<T> left{pairs.row(here / width, kPairs) + here % width, 1, width};
+        product<T, true>(left, {pairs.row(column / width, 0), width}, 2 * kPairs, step, rows + r, 0, width);
+      }
+    }
+  }
+}
+
+/// Rows of a against some of its columns: sums[r] += a·x and, of columns below the square on the diagonal, p += aᵀ·x_rows.
+template <class T, int Rows, int Vectors, bool Below>
+inline __attribute__((always_inline)) void multiply_block(const T* a, const T* x, const T* x_rows, Vector<T>* sums,
+                                                          T* p) {
+  Vector<T> across[Vectors], even[Vectors], odd[Vectors] = {};
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v) {
+    across[v] = load(x + v * kLanes<T>);
+    even[v] = load(p + v * kLanes<T>);
+  }
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i) lanes[i] = row_sums[r + i];
-    transpose<T>(lanes);
-    Vector<T> sum = load(p + r);
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i) sum += lanes[i];
-    store(p + r, sum);
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      const Vector<T> entries = load(a + r * kPanel<T> + v * kLanes<T>);
+      sums[r] += entries * across[v];
+      if (Below) (r % 2 ? odd : even)[v] += entries * x_rows[r];
+    }
+  }
+#pragma GCC unroll 2
+  for (int v = 0; Below && v < Vectors; ++v) store(p + v * kLanes<T>, even[v] + odd[v]);
+}
+
+/// p = a·x over the leading `size` rows and columns; x holds zeros beyond, and p rubbish. Every other time the rows are
+/// taken from the last one up, which finds in the cache what was read last.
+template <class T>
+void multiply(Triangle<T> a, std::int64_t size, const T* x, T* p) {
+  constexpr int rows = 2 * kTileRows < kRows ? 2 * kTileRows : kRows;
+  constexpr std::int64_t width = kPanel<T>;
+  const std::int64_t blocks = (size + kRows - 1) / kRows;
+  for (std::int64_t c = 0; c < blocks * kRows; c += kLanes<T>) store(p + c, Vector<T>{});
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    const std::int64_t block = (size % 2 ? b : blocks - 1 - b) * kRows;
+    for (std::int64_t row = block; row < block + kRows; row += rows) {
+      Vector<T> sums[rows] = {};
+      const T* entries = a.row(0, row);
+      std::int64_t c = 0;
+      for (; c + width <= block; c += width, entries += kRows * width) {
+        multiply_block<T, rows, 2, true>(entries, x + c, x + row, sums, p + c);
+      }
+      for (; c < block; c += kLanes<T>) {
+        multiply_block<T, rows, 1, true>(a.at(row, c), x + c, x + row, sums, p + c);
+      }
+      for (; c < block + kRows; c += kLanes<T>) {
+        multiply_block<T, rows, 1, false>(a.at(row, c), x + c, x + row, sums, p + c);
+      }
+      for (int r = 0; r < rows; r += kLanes<T>) {
+        store(p + row + r, load(p + row + r) + sum_interleaved<T, kLanes<T>>(sums + r));
+      }
+    }
   }
 }
 
@@ -105,89 +188,51 @@ T make_reflector(T* x, std::int64_t size, T& beta) {
 }
 
 /// a = Q·tridiagonal·Qᵀ from the last row up, so that row i of `a` becomes the reflector that cleared it, taus[i] its factor.
-/// scratch: 4·(n + 32) numbers, and row_sums n + 32 vectors.
+/// What kPairs reflectors take from the rows above them is subtracted at once.
+/// scratch: (2 + 3·kPairs)·(n + 32) numbers.
 template <class T>
-void tridiagonalise(Triangle<T> a, T* diagonal, T* beside, T* taus, Vector<T>* row_sums, T* scratch) {
+void tridiagonalise(Triangle<T> a, T* diagonal, T* beside, T* taus, T* scratch) {
   constexpr std::int64_t width = kPanel<T>;
-  const std::int64_t padded = round_up(a.n, width);
-  T *v = scratch, *w = v + padded, *x = w + padded, *p = x + padded;
-  for (std::int64_t i = 0; i < 4 * padded; ++i) scratch[i] = 0;
-  for (std::int64_t i = a.n - 1; i >= 0; --i) {
-    const Vector<T> v_here = spread(v[i]), w_here = spread(w[i]);
-    for (std::int64_t c = 0; c <= i; c += kLanes<T>) {
-      store(x + c, load(a.row(c / width, i) + c % width) - (load(w + c) * v_here + load(v + c) * w_here));
+  const std::int64_t padded = round_up(a.n, kWidest);
+  T *x = scratch, *p = x + padded, factors[2 * kPairs];
+  const Pairs<T> pairs{p + padded};
+  for (std::int64_t i = 0; i < (2 + 3 * kPairs) * padded; ++i) scratch[i] = 0;
+  for (std::int64_t i = a.n - 1, made = 0; i >= 0; --i) {
+    const std::int64_t size = round_up(i + 1, kWidest);
+    for (std::int64_t c = 0; c < size; c += width) {
+      store(x + c, load(a.row(c / width, i)));
+      store(x + c + kLanes<T>, load(a.row(c / width, i) + kLanes<T>));
     }
+    for (std::int64_t j = 0; j < made; ++j) {
+      factors[j] = pairs.at(i, j);
+      factors[kPairs + j] = pairs.at(i, kPairs + j);
+    }
+    subtract_pairs(pairs, made, size, factors, x);
     diagonal[i] = x[i];
-    for (std::int64_t c = i; c < round_up(i + 1, width); ++c) x[c] = 0;
-    taus[i] = i > 0 ? make_reflector(x, i, beside[i - 1]) : T(0);
-    for (std::int64_t c = 0; c <= i; c += width) {
+    for (std::int64_t c = i; c < size; ++c) x[c] = 0;
+    const T tau = taus[i] = i > 0 ? make_reflector(x, i, beside[i - 1]) : T(0);
+    for (std::int64_t c = 0; c < size; c += width) {
       store(a.row(c / width, i), load(x + c));
       store(a.row(c / width, i) + kLanes<T>, load(x + c + kLanes<T>));
     }
     if (i == 0) break;
-    update_and_multiply(a, i, v, w, x, row_sums, p);
-    const T tau = taus[i];
-    for (std::int64_t c = i; c < round_up(i, width); ++c) p[c] = 0;
+    multiply(a, i, x, p);
+    multiply_pairs(pairs, made, i, x, factors);
+    subtract_pairs(pairs, made, i, factors, p);
+    for (std::int64_t c = i; c < size; ++c) p[c] = 0;
     const T half = tau * tau * dot_product(x, p, i) / 2;
-    for (std::int64_t c = 0; c < i; c += kLanes<T>) {
-      store(v + c, load(x + c));
-      store(w + c, load(p + c) * tau - load(x + c) * half);
-    }
-    v[i] = w[i] = 0;
-  }
-}
-
-/// to[c][r] = rows[r][c] for r < count, and 0 behind; both are kPanel wide.
-template <class T>
-void transpose_panel(const T* rows, std::int64_t count, T* to) {
-  constexpr std::int64_t width = kPanel<T>, lanes = kLanes<T>;
-  for (std::int64_t r = 0; r < width; r += lanes) {
-    for (std::int64_t c = 0; c < width; c += lanes) {
-      Vector<T> square[kLanes<T>];
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes<T>; ++i) square[i] = r + i < count ? load(rows + (r + i) * width + c) : Vector<T>{};
-      transpose<T>(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes<T>; ++i) store(to + (c + i) * width + r, square[i]);
-    }
-  }
-}
-
-/// rows ← rows·Qᵀ, half a panel or a panel of reflectors H₁·H₂·… = 1 − Y·t·Yᵀ at a time. scratch: (3·(n + 32) + 3·kPanel)·kPanel numbers.
-template <class T>
-void apply_reflectors(Triangle<T> a, const T* taus, T* const* rows, std::int64_t row_step, T** table, T* scratch) {
-  constexpr std::int64_t width = kPanel<T>;
-  const std::int64_t block = a.n <= 8 * width ? kLanes<T> : width;
-  T *y = scratch, *products = y + (a.n + width) * width, *yt = products + a.n * width,
-    *gram = yt + (a.n + width) * width, *t_rows = gram + width * width, *t = t_rows + width * width;
-  const auto point = [&](T* to, std::int64_t count) {
-    for (std::int64_t r = 0; r < count; ++r) table[r] = to + r * width;
-    return table;
-  };
-  for (std::int64_t first = 0; first < a.n; first += block) {
-    const std::int64_t count = first + block < a.n ? block : a.n - first;  // of reflectors
-    const std::int64_t length = first + count;                             // of the longest, rounded up
-    for (std::int64_t column = 0; column < length; column += width) {
-      transpose_panel(a.row(column / width, first), count, y + column * width);
-    }
-    product<T, false>({y, 1, width}, y, length, block, point(gram, block), 0, block);
-    for (std::int64_t j = 0; j < block; ++j) {
-      const T tau = j < count ? taus[first + j] : T(0);
-      Vector<T> sum[2] = {};
-      for (std::int64_t i = 0; i < j; ++i) {
-        sum[0] += load(t_rows + i * width) * gram[i * width + j];
-        sum[1] += load(t_rows + i * width + kLanes<T>) * gram[i * width + j];
+    for (std::int64_t c = 0; c < i; c += width) {
+      for (std::int64_t k = 0; k < width; k += kLanes<T>) {
+        const Vector<T> v = load(x + c + k), w = load(p + c + k) * tau - v * half;
+        store(pairs.row(c / width, made) + k, v);
+        store(pairs.row(c / width, kPairs + made) + k, w);
+        store(pairs.row(c / width, 2 * kPairs + made) + k, v);
       }
-      store(t_rows + j * width, sum[0] * -tau);
-      store(t_rows + j * width + kLanes<T>, sum[1] * -tau);
-      t_rows[j * width + j] = tau;
     }
-    transpose_panel(t_rows, block, t);
-    product<T, false>({y, width, 1}, t, block, length, point(yt, length), 0, block);
-    product<T, false>({rows[0], row_step, 1}, yt, length, a.n, point(products, a.n), 0, block);
-    for (std::int64_t column = 0; column < length; column += width) {
-      const std::int64_t columns = column + width < length ? width : length - column;
-      product<T, true>({products, width, 1}, a.row(column / width, first), count, a.n, rows, column, columns);
+    ++made;
+    if (i % kPairs == 0) {
+      subtract_pairs(pairs, a, i);
+      made = 0;
     }
   }
 }
