@@ -150,8 +150,17 @@ struct StagedAxis {
   std::int64_t line(std::int64_t piece, std::int64_t i) const { return first + piece * piece_apart + i * piece_step; }
 };
 
-/// Stages what a block of outputs reads of a few images, as T with the zeros around them, and gathers the patches from
-/// there: one list of offsets serves all positions.
+/// Where the patches of a block of outputs are gathered from: channel c of an output's patch, at offset (i, j) of the
+/// kernel, lies c·channel + i·down + j·across behind the patch's first number.
+template <class T>
+struct PatchSource {
+  const T* first;  ///< of the block's first output
+  std::int64_t image, row, column;
+  std::int64_t channel, down, across;
+};
+
+/// Gathers patches: one list of offsets serves all outputs of a block. They come from x itself where it holds T's and no
+/// window leaves it, else from a copy of what the block reads, widened to T and with the zeros around.
 template <class T>
 class PatchPacker final : public Packer<T> {
  public:
@@ -176,32 +185,22 @@ class PatchPacker final : public Packer<T> {
     const Range images = blocks.part(box.images, blocks.images, task / row_blocks % image_blocks);
     const std::int64_t group = task / row_blocks / image_blocks;
 
-    const StagedAxis vertical(geometry_.vertical, rows), horizontal(geometry_.horizontal, box.columns);
-    const std::int64_t plane = vertical.lines * horizontal.lines, image_size = group_channels_ * plane;
-    const Buffer<T> staged = make_buffer<T>(images.size() * image_size);
-    for (std::int64_t n = 0; n < images.size(); ++n) {
-      for (std::int64_t c = 0; c < group_channels_; ++c) {
-        stage(images.begin + n, group * group_channels_ + c, vertical, horizontal,
-              staged.get() + n * image_size + c * plane);
-      }
-    }
-
-    const std::int64_t row_size = box.columns.size() * box.images.size() * tiling_.width;
-    const std::int64_t first =
-        (rows.begin - box.rows.begin) * row_size + (images.begin - box.images.begin) * tiling_.width;
-    for (std::int64_t panel = 0; panel < tiling_.panels; ++panel) {
+    const std::int64_t stride = box.images.size() * tiling_.width, row_size = box.columns.size() * stride;
+    T* out = packed + group * tiling_.panels * box.rows.size() * row_size + (rows.begin - box.rows.begin) * row_size +
+             (images.begin - box.images.begin) * tiling_.width;
+    Buffer<T> staged;
+    const PatchSource<T> source = reads_inside(rows, box.columns) ? in_place(images, group, rows, box.columns)
+                                                                  : stage(images, group, rows, box.columns, staged);
+    for (std::int64_t panel = 0; panel < tiling_.panels; ++panel, out += box.rows.size() * row_size) {
       std::int32_t offsets[kMaxWidth];
-      list_offsets(panel, vertical, horizontal, offsets);
-      T* out = packed + (group * tiling_.panels + panel) * box.rows.size() * row_size + first;
-      for (std::int64_t row = 0; row < rows.size(); ++row, out += row_size) {
-        simd_.gather(staged.get() + row * vertical.step * horizontal.lines, box.columns.size(), horizontal.step,
-                     images.size(), image_size, offsets, tiling_.width, box.images.size() * tiling_.width, out);
+      list_offsets(panel, source, offsets);
+      for (std::int64_t row = 0; row < rows.size(); ++row) {
+        simd_.gather(source.first + row * source.row, box.columns.size(), source.column, images.size(), source.image,
+                     offsets, tiling_.width, stride, out + row * row_size);
       }
       const std::int64_t constant = tiling_.constant_place(group, panel);
-      if (constant < 0) continue;
-      for (std::int64_t n = 0; n < images.size(); ++n) {
-        fill_ones(rows.size() * box.columns.size(), box.images.size() * tiling_.width,
-                  out - rows.size() * row_size + n * tiling_.width + constant);
+      for (std::int64_t n = 0; constant >= 0 && n < images.size(); ++n) {
+        fill_ones(rows.size() * box.columns.size(), stride, out + n * tiling_.width + constant);
       }
     }
   }
@@ -230,45 +229,73 @@ class PatchPacker final : public Packer<T> {
     return {1, rows};
   }
 
-  void stage(std::int64_t n, std::int64_t c, const StagedAxis& vertical, const StagedAxis& horizontal, T* line) const {
+  bool reads_inside(const Range& rows, const Range& columns) const {
+    const auto inside = [](const ConvAxis& axis, const Range& outputs, std::int64_t size) {
+      const std::int64_t last = axis.stride * (outputs.end - 1) + axis.dilation * (axis.kernel - 1) - axis.pad;
+      return axis.stride * outputs.begin >= axis.pad && last < size;
+    };
+    const std::int64_t reach = (group_channels_ - 1) * x_.channel_stride + (x_.height - 1) * x_.height_stride +
+                               (x_.width - 1) * x_.width_stride;
+    return is_own_type<T>(x_.type) && reach <= kMaxOffset && inside(geometry_.vertical, rows, x_.height) &&
+           inside(geometry_.horizontal, columns, x_.width);
+  }
+
+  PatchSource<T> in_place(const Range& images, std::int64_t group, const Range& rows, const Range& columns) const {
+    const ConvAxis &v = geometry_.vertical, &h = geometry_.horizontal;
+    const void* first = element(x_, images.begin, group * group_channels_, v.stride * rows.begin - v.pad,
+                                h.stride * columns.begin - h.pad);
+    return {static_cast<const T*>(first), x_.batch_stride,   v.stride * x_.height_stride,
+            h.stride * x_.width_stride,   x_.channel_stride, v.dilation * x_.height_stride,
+            h.dilation * x_.width_stride};
+  }
+
+  PatchSource<T> stage(const Range& images, std::int64_t group, const Range& rows, const Range& columns,
+                       Buffer<T>& staged) const {
+    const StagedAxis vertical(geometry_.vertical, rows), horizontal(geometry_.horizontal, columns);
+    const std::int64_t plane = vertical.lines * horizontal.lines, image = group_channels_ * plane;
+    staged = make_buffer<T>(images.size() * image);
+    for (std::int64_t across = 0; across < horizontal.pieces; ++across) {
+      T* to = staged.get() + across * horizontal.piece_lines;
+      for (std::int64_t n = images.begin; n < images.end; ++n) {
+        for (std::int64_t c = 0; c < group_channels_; ++c, to += plane) {
+          stage_plane(n, group * group_channels_ + c, vertical, horizontal, across, to);
+        }
+      }
+    }
+    return {staged.get(),    image, vertical.step * horizontal.lines,
+            horizontal.step, plane, vertical.apart * horizontal.lines,
+            horizontal.apart};
+  }
+
+  /// One piece of all lines of a channel; zeros outside the image.
+  void stage_plane(std::int64_t n, std::int64_t c, const StagedAxis& vertical, const StagedAxis& horizontal,
+                   std::int64_t across, T* to) const {
+    const std::int64_t w = horizontal.line(across, 0), step = horizontal.piece_step, count = horizontal.piece_lines;
+    const auto first_at_least = [&](std::int64_t limit) {
+      return std::clamp<std::int64_t>((limit - w + step - 1) / step, 0, count);
+    };
+    const std::int64_t begin = first_at_least(0), end = std::max(begin, first_at_least(x_.width));
     for (std::int64_t piece = 0; piece < vertical.pieces; ++piece) {
-      for (std::int64_t i = 0; i < vertical.piece_lines; ++i) {
+      for (std::int64_t i = 0; i < vertical.piece_lines; ++i, to += horizontal.lines) {
         const std::int64_t h = vertical.line(piece, i);
-        if (h < 0 || h >= x_.height) {
-          line = std::fill_n(line, horizontal.lines, T(0));
+        if (h < 0 || h >= x_.height || begin == end) {
+          std::fill_n(to, count, T(0));
           continue;
         }
-        for (std::int64_t across = 0; across < horizontal.pieces; ++across) {
-          stage_piece(n, c, h, horizontal.line(across, 0), horizontal.piece_step, horizontal.piece_lines, line);
-          line += horizontal.piece_lines;
-        }
+        std::fill(to, to + begin, T(0));
+        simd_.widen(element(x_, n, c, h, w + step * begin), x_.type, step * x_.width_stride, end - begin, to + begin);
+        std::fill(to + end, to + count, T(0));
       }
     }
   }
 
-  /// line[i] = pixel w + i·step, or 0 outside the image, for i < count.
-  void stage_piece(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, std::int64_t step,
-                   std::int64_t count, T* line) const {
-    const auto first_at_least = [&](std::int64_t limit) {
-      return std::clamp<std::int64_t>((limit - w + step - 1) / step, 0, count);
-    };
-    const std::int64_t begin = first_at_least(0), end = first_at_least(x_.width);
-    std::fill(line, line + begin, T(0));
-    if (begin < end) {
-      simd_.widen(element(x_, n, c, h, w + step * begin), x_.type, step * x_.width_stride, end - begin, line + begin);
-    }
-    std::fill(line + std::max(begin, end), line + count, T(0));
-  }
-
-  /// Of a panel's channels; those behind the last hold some pixel.
-  void list_offsets(std::int64_t panel, const StagedAxis& vertical, const StagedAxis& horizontal,
-                    std::int32_t* offsets) const {
+  /// Of a panel's channels; those behind the last read what it reads.
+  void list_offsets(std::int64_t panel, const PatchSource<T>& source, std::int32_t* offsets) const {
     const std::int64_t kh = geometry_.vertical.kernel, kw = geometry_.horizontal.kernel;
     for (std::int64_t lane = 0; lane < tiling_.width; ++lane) {
       const std::int64_t channel = std::min(panel * tiling_.width + lane, tiling_.channels - 1);
-      const std::int64_t c = channel / (kh * kw), i = channel / kw % kh, j = channel % kw;
-      offsets[lane] = static_cast<std::int32_t>((c * vertical.lines + i * vertical.apart) * horizontal.lines +
-                                                j * horizontal.apart);
+      offsets[lane] = static_cast<std::int32_t>(channel / (kh * kw) * source.channel + channel / kw % kh * source.down +
+                                                channel % kw * source.across);
     }
   }
 

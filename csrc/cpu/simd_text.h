@@ -267,7 +267,7 @@ template <class T>
 void copy(const T* in, std::int64_t count, T* out) {
   std::int64_t i = 0;
   for (; i + kLanes<T> <= count; i += kLanes<T>) store(out + i, load(in + i));
-  for (; i < count; ++i) out[i] = in[i];
+  __builtin_memcpy(out + i, in + i, static_cast<std::size_t>(count - i) * sizeof(T));
 }
 
 // read(in, n, out): n scalars as T.
