@@ -100,9 +100,10 @@ template <class T>
 void solve_lanes(const Tools<T>& tools, const Task& task) {
   const std::int64_t n = task.problems.front()->size, size = n * n, lanes = tools.lanes.lanes;
   const std::int64_t staged = (size + lanes - 1) / lanes * lanes;  // whole vectors
-  const Buffer<T> memory = make_buffer<T>((3 * staged + 2 * n) * lanes + tools.lanes.workspace(n));
-  T *const staging = memory.get(), *const a = staging + staged * lanes, *const vectors = a + staged * lanes,
-           *const values = vectors + staged * lanes, *const ranks = values + n * lanes;
+  const Buffer<T> memory = make_buffer<T>((3 * staged + 4 * n) * lanes + tools.lanes.workspace(n));
+  T *const staging = memory.get(), *const a = staging + staged * lanes, *const padded = a + staged * lanes,
+           *const vectors = padded + n * lanes, *const values = vectors + (staged + n) * lanes,
+           *const ranks = values + n * lanes;
   const T* lines[kMaxLanes] = {};
   std::int32_t codes[kMaxLanes];
   for (std::size_t lane = 0; lane < task.problems.size(); ++lane) {
@@ -115,7 +116,7 @@ void solve_lanes(const Tools<T>& tools, const Task& task) {
     lines[lane] = copy;
   }
   tools.panels.interleave(lines, size, lanes, a);
-  tools.lanes.solve(n, a, values, ranks, vectors, codes, ranks + n * lanes);
+  tools.lanes.solve(n, a, values, ranks, padded, codes, ranks + n * lanes);
 
   for (std::int64_t first = 0; first < size; first += lanes) {  // what lies behind the last row is not used
     for (std::int64_t i = 0; i < lanes; ++i) lines[i] = vectors + (first + i) * lanes;

@@ -49,7 +49,8 @@ void sort_rows(const T* diagonal, std::int32_t* order, std::int64_t count) {
 /// QL on the blocks that start at leaves[0 … count], one in each lane; a block ends where the next one starts.
 template <class T>
 bool solve_leaves(const Tridiagonal<T>& problem, const std::int32_t* leaves, std::int64_t count) {
-  Vector<T> d[kLeaf] = {}, e[kLeaf] = {}, z[kLeaf * kLeaf] = {};
+  Vector<T> d[kLeaf] = {}, e[kLeaf] = {}, padded[(kLeaf + 2) * kLeaf] = {}, *z = padded + kLeaf;
+  lanes::Step<T, 1> steps[lanes::recorded_steps(kLeaf)];
   std::int64_t size = 0;
   for (std::int64_t lane = 0; lane < count; ++lane) {
     const std::int64_t first = leaves[lane], height = leaves[lane + 1] - first;
@@ -68,7 +69,7 @@ bool solve_leaves(const Tridiagonal<T>& problem, const std::int32_t* leaves, std
   const typename VectorOf<T>::index exponent = lanes::exponent_of<T>(largest);
   const lanes::Scaling<T> down(-exponent), up(exponent);
   for (std::int64_t i = 0; i < size; ++i) d[i] = down(d[i]), e[i] = down(e[i]);
-  const bool solved = !any<T>(lanes::diagonalise<T>(size, d, e, z));
+  const bool solved = !any<T>(lanes::diagonalise<T>(size, d, e, z, steps));
   for (std::int64_t lane = 0; lane < count; ++lane) {
     const std::int64_t first = leaves[lane], height = leaves[lane + 1] - first;
     for (std::int64_t k = 0; k < height; ++k) {

@@ -18,7 +18,7 @@ struct LaneSolver {
   std::int64_t (*workspace)(std::int64_t n);
 
   /// a (n, n, lanes): only entries [i][j] with j ≤ i are read; overwritten. For each lane: eigenvalues values (n, lanes),
-  /// unordered, and `ranks` (n, lanes), the place of each in ascending order; vectors_t (n, n, lanes), row k the
+  /// unordered, and `ranks` (n, lanes), the place of each in ascending order; vectors_t (n + 2, n, lanes), row k + 1 the
   /// eigenvector of values[k] with its component of largest magnitude, the first of equals, positive; codes (lanes): 0 or
   /// a code of kernels.h, with rubbish in the other outputs. All are aligned to 64 bytes.
   void (*solve)(std::int64_t n, T* a, T* values, T* ranks, T* vectors_t, std::int32_t* codes, T* workspace);

@@ -1,0 +1,175 @@
+// Implicit QL sweeps over tridiagonal matrices, one in each lane of one or more vectors, under the rules of simd_text.h.
+// The rotations are recorded; eigh_rotations_text.h applies them.
+
+#pragma once
+
+#include "eigh_lane_numbers_text.h"
+
+namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
+namespace {
+namespace lanes {
+
+// A step of two sweeps, the second one row behind: rows i and i + 1 are turned by the first, rows i + 1 and i + 2 by the
+// second. Element 2·k of a part is c, 2·k + 1 is s, k the sweep.
+template <class T, int Parts>
+struct Step {
+  Vector<T> turn[Parts][4];
+};
+
+// The steps of two sweeps, low − 1 ≤ i < high; and the same range for each lane, empty where it has nothing to do.
+template <class T, int Parts>
+struct Sweeps {
+  Step<T, Parts>* steps;  // from i = −1 on
+  std::int64_t low, high;
+  Mask<T> first[Parts], last[Parts];
+};
+
+// In each lane, the first block of the tridiagonal matrix that is not yet diagonal: rows first … last.
+template <class T, int Parts>
+struct Block {
+  Mask<T> first[Parts], last[Parts];
+  std::int64_t least_first, most_last;  // over the lanes that have one
+  Vector<T> shift[Parts];               // d[last] minus Wilkinson's shift
+  Mask<T> open[Parts];                  // there is one
+};
+
+// n tridiagonal matrices' diagonals d and what is beside them, e[i] between i and i + 1: part p of row i at i·Parts + p.
+template <class T, int Parts>
+struct Chase {
+  std::int64_t n;
+  Vector<T>*d, *e;
+  Vector<T> negligible[Parts];
+  std::int64_t begin = 0;  // what lies above is diagonal in all lanes
+
+  Chase(std::int64_t size, Vector<T>* diagonal, Vector<T>* beside) : n(size), d(diagonal), e(beside) {
+    for (int p = 0; p < Parts; ++p) {
+      Vector<T> largest = {};
+      for (std::int64_t i = 0; i < n; ++i) {
+        const Vector<T> on = magnitude<T>(d[i * Parts + p]), off = magnitude<T>(e[i * Parts + p]);
+        largest = on > largest ? on : largest;
+        largest = i < n - 1 && off > largest ? off : largest;
+      }
+      negligible[p] = largest * (Format<T>::epsilon / 2);
+    }
+  }
+
+  // Sets what is negligible in e to 0 and finds the blocks. Returns whether there is one.
+  bool find(Block<T, Parts>& block) {
+    constexpr T epsilon = Format<T>::epsilon;
+    block = {};
+    block.least_first = n - 1;
+    for (int p = 0; p < Parts; ++p) {
+      Mask<T> end = Mask<T>{} + static_cast<int>(n - 1);
+      Vector<T> d_end = d[(n - 1) * Parts + p], d_below = d_end;
+      Vector<T> d_last = {}, d_first = {}, d_second = {}, beside = all_lanes<T>(1);
+      for (std::int64_t i = n - 2; i >= begin; --i) {
+        const Vector<T> here = d[i * Parts + p], off = e[i * Parts + p], size = magnitude<T>(off);
+        const Mask<T> joined =
+            ~((size <= negligible[p]) | (off * off <= epsilon * epsilon * magnitude<T>(here * d_below)));
+        e[i * Parts + p] = (Vector<T>)((Mask<T>)off & joined);
+        const Mask<T> index = Mask<T>{} + static_cast<int>(i);
+        end = joined ? end : index;
+        d_end = joined ? d_end : here;
+        block.first[p] = joined ? index : block.first[p];
+        block.last[p] = joined ? end : block.last[p];
+        d_last = joined ? d_end : d_last;
+        d_first = joined ? here : d_first;
+        d_second = joined ? d_below : d_second;
+        beside = joined ? off : beside;
+        block.open[p] |= joined;
+        d_below = here;
+        if (i < block.least_first && any<T>(joined)) block.least_first = i;
+      }
+      for (int lane = 0; lane < kLanes<T>; ++lane) {
+        block.most_last = block.last[p][lane] > block.most_last ? block.last[p][lane] : block.most_last;
+      }
+      const Vector<T> slope = (d_second - d_first) / (2 * beside);
+      const Vector<T> root = square_root<T>(slope * slope + 1);
+      block.shift[p] = d_last - d_first + beside / (slope + (slope < 0 ? -root : root));
+    }
+    begin = block.least_first;
+    return begin < n - 1;
+  }
+
+  // A sweep over the block of each lane, the first or second of `sweeps`.
+  void sweep(const Block<T, Parts>& block, int which, Step<T, Parts>* steps) {
+    const Vector<T> one = all_lanes<T>(1), zero = {};
+    Vector<T> s[Parts], c[Parts], moved[Parts], g[Parts];
+    Mask<T> chasing[Parts];
+    for (int p = 0; p < Parts; ++p) {
+      s[p] = c[p] = one;
+      moved[p] = zero;
+      g[p] = block.shift[p];
+      chasing[p] = block.open[p];
+    }
+    for (std::int64_t i = block.most_last - 1; i >= block.least_first; --i) {
+      const Mask<T> here = Mask<T>{} + static_cast<int>(i);
+      Vector<T>*const on = d + i * Parts, *const off = e + i * Parts;
+#pragma GCC unroll 8
+      for (int p = 0; p < Parts; ++p) {
+        const Mask<T> inside = chasing[p] & (here >= block.first[p]) & (here < block.last[p]);
+        const Vector<T> f = s[p] * off[p], b = c[p] * off[p];
+        const Vector<T> square = f * f + g[p] * g[p];
+        // The bulge has vanished: the block splits below row i, the rest of it waits for the next sweep.
+        const Mask<T> split = inside & (square <= Format<T>::least_square);
+        const Mask<T> turned = inside & ~split;
+        const Vector<T> inverse = inverse_square_root<T>(square), length = square * inverse;
+        const Vector<T> next_s = f * inverse, next_c = g[p] * inverse;
+        const Vector<T> rest = on[Parts + p] - moved[p];
+        const Vector<T> r = (on[p] - rest) * next_s + 2 * next_c * b;
+        const Vector<T> next_moved = next_s * r, next_g = next_c * r - b;
+
+        const Mask<T> joined = turned & (here + 1 < block.last[p]);
+        off[Parts + p] = joined ? length : split ? zero : off[Parts + p];
+        on[Parts + p] = turned ? rest + next_moved : split ? rest : on[Parts + p];
+        const Mask<T> finished = turned & (here == block.first[p]);
+        on[p] = finished ? on[p] - next_moved : on[p];
+        off[p] = finished ? next_g : split ? b : off[p];
+        s[p] = turned ? next_s : s[p];
+        c[p] = turned ? next_c : c[p];
+        moved[p] = turned ? next_moved : moved[p];
+        g[p] = turned ? next_g : g[p];
+        chasing[p] &= ~split;
+        Vector<T>* const turn = steps[i - which].turn[p] + 2 * which;
+        turn[0] = turned ? next_c : one;
+        turn[1] = turned ? next_s : zero;
+      }
+    }
+  }
+
+  static void rest(int which, std::int64_t from, std::int64_t to, Step<T, Parts>* steps) {
+    for (std::int64_t i = from; i < to; ++i) {
+      for (int p = 0; p < Parts; ++p) {
+        Vector<T>* const turn = steps[i - which].turn[p] + 2 * which;
+        turn[0] = all_lanes<T>(1);
+        turn[1] = Vector<T>{};
+      }
+    }
+  }
+
+  // Two sweeps, or as many as there are to be done. Returns false if there was none.
+  bool next(Sweeps<T, Parts>& sweeps) {
+    Block<T, Parts> blocks[2];
+    if (!find(blocks[0])) return false;
+    sweep(blocks[0], 0, sweeps.steps);
+    if (find(blocks[1])) sweep(blocks[1], 1, sweeps.steps);
+    sweeps.low = blocks[0].least_first;  // the second does not begin above the first
+    sweeps.high = blocks[0].most_last > blocks[1].most_last ? blocks[0].most_last : blocks[1].most_last;
+    for (int which = 0; which < 2; ++which) {
+      const std::int64_t low = sweeps.low - 1 + which, high = sweeps.high + which;
+      const bool swept = blocks[which].least_first < blocks[which].most_last;
+      rest(which, low, swept ? blocks[which].least_first : high, sweeps.steps);
+      if (swept) rest(which, blocks[which].most_last, high, sweeps.steps);
+    }
+    for (int p = 0; p < Parts; ++p) {
+      const auto &a = blocks[0], &b = blocks[1];
+      sweeps.first[p] = b.open[p] & ((b.first[p] < a.first[p]) | ~a.open[p]) ? b.first[p] : a.first[p];
+      sweeps.last[p] = b.open[p] & ((b.last[p] > a.last[p]) | ~a.open[p]) ? b.last[p] : a.last[p];
+    }
+    return true;
+  }
+};
+
+}  // namespace lanes
+}  // namespace
+}  // namespace eigendamage::cpu::EIGENDAMAGE_LEVEL
