@@ -25,6 +25,7 @@ template <class T>
 struct Tools {
   const PanelKernels<T>& panels;
   const EighKernels<T>& one;
+  const GroupSolver<T>& groups;
   const LaneSolver<T>& lanes;
   const Certificate<T>& certificate;
 };
@@ -34,15 +35,11 @@ template <class F>
 void dispatch(ScalarType type, const F& f) {
   const InstructionSet& set = instruction_set();
   if (type == ScalarType::kFloat64) {
-    f(Tools<double>{set.double_precision, set.double_eigh, set.double_lanes, set.double_certificate});
+    f(Tools<double>{set.double_precision, set.double_eigh, set.double_groups, set.double_lanes,
+                    set.double_certificate});
   } else {
-    f(Tools<float>{set.single_precision, set.single_eigh, set.single_lanes, set.single_certificate});
+    f(Tools<float>{set.single_precision, set.single_eigh, set.single_groups, set.single_lanes, set.single_certificate});
   }
-}
-
-template <class T>
-bool fits_lane(const EighProblem& problem) {
-  return problem.size <= kMaxLaneSize<T>;
 }
 
 /// Copies the lower triangle to rows `stride` apart.
@@ -100,10 +97,10 @@ template <class T>
 void solve_lanes(const Tools<T>& tools, const Task& task) {
   const std::int64_t n = task.problems.front()->size, size = n * n, lanes = tools.lanes.lanes;
   const std::int64_t staged = (size + lanes - 1) / lanes * lanes;  // whole vectors
-  const Buffer<T> memory = make_buffer<T>((3 * staged + 4 * n) * lanes + tools.lanes.workspace(n));
-  T *const staging = memory.get(), *const a = staging + staged * lanes, *const padded = a + staged * lanes,
-           *const vectors = padded + n * lanes, *const values = vectors + (staged + n) * lanes,
-           *const ranks = values + n * lanes;
+  const Buffer<T> memory = make_buffer<T>((3 * staged + 2 * (kSpareRows + 1) * n) * lanes + tools.lanes.workspace(n));
+  T *const staging = memory.get(), *const a = staging + staged * lanes,
+           *const vectors = a + (staged + kSpareRows * n) * lanes,
+           *const values = vectors + (staged + kSpareRows * n) * lanes, *const ranks = values + n * lanes;
   const T* lines[kMaxLanes] = {};
   std::int32_t codes[kMaxLanes];
   for (std::size_t lane = 0; lane < task.problems.size(); ++lane) {
@@ -116,7 +113,7 @@ void solve_lanes(const Tools<T>& tools, const Task& task) {
     lines[lane] = copy;
   }
   tools.panels.interleave(lines, size, lanes, a);
-  tools.lanes.solve(n, a, values, ranks, padded, codes, ranks + n * lanes);
+  tools.lanes.solve(n, a, values, ranks, vectors, codes, ranks + n * lanes);
 
   for (std::int64_t first = 0; first < size; first += lanes) {  // what lies behind the last row is not used
     for (std::int64_t i = 0; i < lanes; ++i) lines[i] = vectors + (first + i) * lanes;
@@ -139,37 +136,116 @@ void solve_lanes(const Tools<T>& tools, const Task& task) {
   }
 }
 
+/// Copies the lower triangle to rows `stride` apart, brought to a largest magnitude in [1/2, 1) by 2^-exponent. Returns
+/// whether it is finite.
+template <class T>
+bool read_scaled(const EighProblem& problem, std::int64_t stride, T* a, int& exponent) {
+  const std::int64_t n = problem.size;
+  read_lower(problem, stride, a);
+  const T largest = std::bit_cast<T>(largest_bits(n, stride, a));
+  if (!std::isfinite(largest)) return false;
+  std::frexp(largest, &exponent);
+  scale_lower(n, stride, Scaling<T>(-exponent), a);
+  return true;
+}
+
+/// An eigendecomposition of the matrix times 2^-exponent: rows of vectors_t are `stride` apart, in the order of the values.
+template <class T>
+struct Solution {
+  int exponent;
+  const T *values, *vectors_t;
+  std::int64_t stride;
+};
+
+/// Writes the solution in ascending order, if it passes the certificate. a and workspace are scratch.
+template <class T>
+void finish(const Tools<T>& tools, const EighProblem& problem, const Solution<T>& solution, T* a, T* workspace) {
+  const std::int64_t n = problem.size, stride = solution.stride;
+  int exponent = 0;
+  read_scaled(problem, stride, a, exponent);
+  if (!tools.certificate.holds(n, stride, a, solution.values, solution.vectors_t, workspace)) {
+    return fail<T>(problem, kNotAccurate);
+  }
+  std::vector<std::pair<T, std::int64_t>> order;
+  const Scaling<T> up(solution.exponent);
+  for (std::int64_t k = 0; k < n; ++k) order.emplace_back(up(solution.values[k]) + T(0), k);  // −0 becomes 0
+  std::sort(order.begin(), order.end());
+  if (!std::isfinite(order.front().first) || !std::isfinite(order.back().first)) return fail<T>(problem, kOverflow);
+  T *value = static_cast<T*>(problem.values), *vector = static_cast<T*>(problem.vectors_t);
+  for (const auto& [found, k] : order) {
+    *value++ = found;
+    tools.certificate.choose_sign(n, solution.vectors_t + k * stride, vector);
+    vector += n;
+  }
+  *problem.code = kSolved;
+}
+
+/// Solves the matrices of a task as a group.
+template <class T>
+void solve_group(const Tools<T>& tools, const Task& task) {
+  const std::int64_t n = task.problems.back()->size, members = tools.groups.members;  // the largest is the last
+  const std::int64_t one = (n + 2 * kSpareRows) * group_stride(n), probes = 2 * kProbes * eigh_stride(n);
+  const Buffer<T> memory = make_buffer<T>(2 * n * members + n * group_stride(n) + members * one +
+                                          std::max(tools.groups.workspace(n), probes));
+  T *const diagonal = memory.get(), *const beside = diagonal + n * members, *const values = beside,
+           *const a = beside + n * members, *const vectors = a + n * group_stride(n),
+           *const workspace = vectors + members * one;
+  std::fill(diagonal, a, T(0));
+  std::int64_t sizes[kMaxLanes] = {};
+  int exponents[kMaxLanes];
+  T* vectors_t[kMaxLanes];
+  for (std::size_t m = 0; m < task.problems.size(); ++m) {
+    const EighProblem& problem = *task.problems[m];
+    vectors_t[m] = vectors + static_cast<std::int64_t>(m) * one + kSpareRows * group_stride(problem.size);
+    if (!read_scaled(problem, eigh_stride(problem.size), a, exponents[m])) {
+      fail<T>(problem, kNotFinite);
+      continue;
+    }
+    sizes[m] = problem.size;
+    tools.groups.reduce(problem.size, a, diagonal + m, beside + m, vectors_t[m], workspace);
+  }
+  const std::uint32_t stuck = tools.groups.diagonalise(n, sizes, diagonal, beside, vectors_t, workspace);
+  for (std::size_t m = 0; m < task.problems.size(); ++m) {
+    if (sizes[m] == 0) continue;
+    if (stuck >> m & 1) {
+      fail<T>(*task.problems[m], kNotAccurate);
+      continue;
+    }
+    for (std::int64_t k = 0; k < sizes[m]; ++k) values[k] = diagonal[static_cast<std::size_t>(k * members) + m];
+    finish(tools, *task.problems[m], Solution<T>{exponents[m], values, vectors_t[m], group_stride(sizes[m])}, a,
+           workspace);
+  }
+}
+
 /// Solves one matrix alone.
 template <class T>
 void solve_one(const Tools<T>& tools, const EighProblem& problem) {
   const std::int64_t n = problem.size, stride = eigh_stride(n);
   if (n > kMaxEighSize) return fail<T>(problem, kNotAccurate);
-  const Buffer<T> memory = make_buffer<T>(2 * n * stride + eigh_hybrid_workspace(n) + 2 * kProbes * stride);
-  T *const a = memory.get(), *const vectors = a + n * stride, *const workspace = vectors + n * stride;
-  T* const values = static_cast<T*>(problem.values);
-
-  read_lower(problem, stride, a);
-  const auto bits = largest_bits(n, stride, a);
-  const T largest = std::bit_cast<T>(bits);
-  if (!std::isfinite(largest)) return fail<T>(problem, kNotFinite);
-  int exponent = 0;
-  std::frexp(largest, &exponent);
-  const Scaling<T> down(-exponent), up(exponent);
-  scale_lower(n, stride, down, a);
+  const Buffer<T> memory = make_buffer<T>(2 * n * stride + stride + eigh_hybrid_workspace(n) + 2 * kProbes * stride);
+  T *const a = memory.get(), *const vectors = a + n * stride, *const values = vectors + n * stride,
+           *const workspace = values + stride;
+  Solution<T> solution{0, values, vectors, stride};
+  if (!read_scaled(problem, stride, a, solution.exponent)) return fail<T>(problem, kNotFinite);
   if (tools.one.hybrid(n, a, values, vectors, workspace) != 0) return fail<T>(problem, kNotAccurate);
-
-  read_lower(problem, stride, a);
-  scale_lower(n, stride, down, a);
-  if (!tools.certificate.holds(n, stride, a, values, vectors, workspace)) return fail<T>(problem, kNotAccurate);
-  for (std::int64_t k = 0; k < n; ++k) {
-    values[k] = up(values[k]) + T(0);  // −0 becomes 0
-    if (!std::isfinite(values[k])) return fail<T>(problem, kOverflow);
-    tools.certificate.choose_sign(n, vectors + k * stride, static_cast<T*>(problem.vectors_t) + k * n);
-  }
-  *problem.code = kSolved;
+  finish(tools, problem, solution, a, workspace);
 }
 
-/// Problems in the order (type, size), those that fit into lanes packed together, longest task first.
+/// How many matrices may be solved together with `problem`, and whether `other`, no smaller and of its type, may be one.
+template <class T>
+std::int64_t company(const Tools<T>& tools, const EighProblem& problem) {
+  return problem.size <= kMaxLaneSize<T>    ? tools.lanes.lanes
+         : problem.size <= kMaxGroupSize<T> ? tools.groups.members
+                                            : 1;
+}
+
+template <class T>
+bool may_join(const EighProblem& problem, const EighProblem& other) {
+  if (problem.size <= kMaxLaneSize<T>) return other.size == problem.size;
+  return other.size <= std::min(kMaxGroupSize<T>, problem.size + problem.size / 4);
+}
+
+/// Problems in the order (type, size), those that may be solved together in one task, longest task first.
 std::vector<Task> make_tasks(const EighProblem* problems, std::int64_t count) {
   std::vector<const EighProblem*> order;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -183,14 +259,18 @@ std::vector<Task> make_tasks(const EighProblem* problems, std::int64_t count) {
   for (const EighProblem* problem : order) {
     const auto size = static_cast<double>(problem->size);
     dispatch(problem->type, [&]<class T>(const Tools<T>& tools) {
-      const bool joins = !tasks.empty() && fits_lane<T>(*problem) &&
-                         key(tasks.back().problems.front()) == key(problem) &&
-                         static_cast<std::int64_t>(tasks.back().problems.size()) < tools.lanes.lanes;
-      if (joins) {
-        tasks.back().problems.push_back(problem);
-      } else {
-        tasks.push_back({{problem}, size * size * size * (fits_lane<T>(*problem) ? 4 : 1) * sizeof(T)});
+      const double cost = size * size * size * sizeof(T);
+      if (!tasks.empty()) {
+        Task& last = tasks.back();
+        const EighProblem& first = *last.problems.front();
+        if (first.type == problem->type && may_join<T>(first, *problem) &&
+            static_cast<std::int64_t>(last.problems.size()) < company(tools, first)) {
+          last.problems.push_back(problem);
+          last.cost += cost;
+          return;
+        }
       }
+      tasks.push_back({{problem}, cost});
     });
   }
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.cost > b.cost; });
@@ -206,8 +286,11 @@ void eigh(const EighProblem* problems, std::int64_t count, const Execution& run)
     for (std::size_t i = next++; i < tasks.size(); i = next++) {
       const Task& task = tasks[i];
       dispatch(task.problems.front()->type, [&]<class T>(const Tools<T>& tools) {
-        if (fits_lane<T>(*task.problems.front())) {
+        const std::int64_t size = task.problems.front()->size;
+        if (size <= kMaxLaneSize<T>) {
           solve_lanes(tools, task);
+        } else if (size <= kMaxGroupSize<T>) {
+          solve_group(tools, task);
         } else {
           solve_one(tools, *task.problems.front());
         }

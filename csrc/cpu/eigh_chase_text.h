@@ -4,22 +4,28 @@
 #pragma once
 
 #include "eigh_lane_numbers_text.h"
+#include "eigh_lanes.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
 namespace lanes {
 
-// A step of two sweeps, the second one row behind: rows i and i + 1 are turned by the first, rows i + 1 and i + 2 by the
-// second. Element 2·k of a part is c, 2·k + 1 is s, k the sweep.
+constexpr int kDepth = static_cast<int>(kSpareRows);  // sweeps whose rotations are applied in one pass
+
+// A step of kDepth sweeps, each one row behind the last: sweep k turns rows i + k and i + k + 1, by an angle θ in
+// [−π/2, π/2]. Element 2·k of a part is tan θ/2, 2·k + 1 is sin θ.
 template <class T, int Parts>
 struct Step {
-  Vector<T> turn[Parts][4];
+  Vector<T> turn[Parts][2 * kDepth];
 };
 
-// The steps of two sweeps, low − 1 ≤ i < high; and the same range for each lane, empty where it has nothing to do.
+// Numbers of steps that kDepth sweeps over n rows need.
+constexpr std::int64_t steps_of(std::int64_t n) { return n + kDepth; }
+
+// The steps low − kDepth < i < high of some sweeps; and low and high for each lane, equal where it has nothing to do.
 template <class T, int Parts>
 struct Sweeps {
-  Step<T, Parts>* steps;  // from i = −1 on
+  Step<T, Parts>* steps;  // from i = 1 − kDepth on
   std::int64_t low, high;
   Mask<T> first[Parts], last[Parts];
 };
@@ -91,7 +97,7 @@ struct Chase {
     return begin < n - 1;
   }
 
-  // A sweep over the block of each lane, the first or second of `sweeps`.
+  // A sweep over the block of each lane.
   void sweep(const Block<T, Parts>& block, int which, Step<T, Parts>* steps) {
     const Vector<T> one = all_lanes<T>(1), zero = {};
     Vector<T> s[Parts], c[Parts], moved[Parts], g[Parts];
@@ -113,7 +119,8 @@ struct Chase {
         // The bulge has vanished: the block splits below row i, the rest of it waits for the next sweep.
         const Mask<T> split = inside & (square <= Format<T>::least_square);
         const Mask<T> turned = inside & ~split;
-        const Vector<T> inverse = inverse_square_root<T>(square), length = square * inverse;
+        const Vector<T> root = inverse_square_root<T>(square), inverse = g[p] < 0 ? -root : root;  // so that cos θ ≥ 0
+        const Vector<T> length = square * inverse;
         const Vector<T> next_s = f * inverse, next_c = g[p] * inverse;
         const Vector<T> rest = on[Parts + p] - moved[p];
         const Vector<T> r = (on[p] - rest) * next_s + 2 * next_c * b;
@@ -131,40 +138,46 @@ struct Chase {
         g[p] = turned ? next_g : g[p];
         chasing[p] &= ~split;
         Vector<T>* const turn = steps[i - which].turn[p] + 2 * which;
-        turn[0] = turned ? next_c : one;
+        turn[0] = turned ? next_s * reciprocal<T>(1 + next_c) : zero;
         turn[1] = turned ? next_s : zero;
       }
     }
   }
 
-  static void rest(int which, std::int64_t from, std::int64_t to, Step<T, Parts>* steps) {
+  // Sweep `which` does not turn rows i and i + 1, from ≤ i < to.
+  static void pause(int which, std::int64_t from, std::int64_t to, Step<T, Parts>* steps) {
     for (std::int64_t i = from; i < to; ++i) {
       for (int p = 0; p < Parts; ++p) {
         Vector<T>* const turn = steps[i - which].turn[p] + 2 * which;
-        turn[0] = all_lanes<T>(1);
-        turn[1] = Vector<T>{};
+        turn[0] = turn[1] = Vector<T>{};
       }
     }
   }
 
-  // Two sweeps, or as many as there are to be done. Returns false if there was none.
+  // kDepth sweeps, or as many as there are to be done. Returns false if there was none.
   bool next(Sweeps<T, Parts>& sweeps) {
-    Block<T, Parts> blocks[2];
-    if (!find(blocks[0])) return false;
-    sweep(blocks[0], 0, sweeps.steps);
-    if (find(blocks[1])) sweep(blocks[1], 1, sweeps.steps);
-    sweeps.low = blocks[0].least_first;  // the second does not begin above the first
-    sweeps.high = blocks[0].most_last > blocks[1].most_last ? blocks[0].most_last : blocks[1].most_last;
-    for (int which = 0; which < 2; ++which) {
-      const std::int64_t low = sweeps.low - 1 + which, high = sweeps.high + which;
-      const bool swept = blocks[which].least_first < blocks[which].most_last;
-      rest(which, low, swept ? blocks[which].least_first : high, sweeps.steps);
-      if (swept) rest(which, blocks[which].most_last, high, sweeps.steps);
+    Block<T, Parts> blocks[kDepth];
+    int count = 0;
+    for (; count < kDepth && find(blocks[count]); ++count) sweep(blocks[count], count, sweeps.steps);
+    if (count == 0) return false;
+    sweeps.low = blocks[0].least_first;  // no sweep begins above the one before
+    sweeps.high = 0;
+    for (int p = 0; p < Parts; ++p) sweeps.first[p] = sweeps.last[p] = Mask<T>{};
+    for (int k = 0; k < count; ++k) {
+      const Block<T, Parts>& block = blocks[k];
+      sweeps.high = block.most_last > sweeps.high ? block.most_last : sweeps.high;
+      for (int p = 0; p < Parts; ++p) {
+        const Mask<T> new_here = sweeps.first[p] == sweeps.last[p];
+        const Mask<T> above = block.open[p] & (new_here | (block.first[p] < sweeps.first[p]));
+        const Mask<T> below = block.open[p] & (block.last[p] > sweeps.last[p]);
+        sweeps.first[p] = above ? block.first[p] : sweeps.first[p];
+        sweeps.last[p] = below ? block.last[p] : sweeps.last[p];
+      }
     }
-    for (int p = 0; p < Parts; ++p) {
-      const auto &a = blocks[0], &b = blocks[1];
-      sweeps.first[p] = b.open[p] & ((b.first[p] < a.first[p]) | ~a.open[p]) ? b.first[p] : a.first[p];
-      sweeps.last[p] = b.open[p] & ((b.last[p] > a.last[p]) | ~a.open[p]) ? b.last[p] : a.last[p];
+    for (int k = 0; k < kDepth; ++k) {
+      const std::int64_t low = sweeps.low - kDepth + 1 + k, high = sweeps.high + k;
+      pause(k, low, k < count ? blocks[k].least_first : high, sweeps.steps);
+      if (k < count) pause(k, blocks[k].most_last, high, sweeps.steps);
     }
     return true;
   }

@@ -49,7 +49,8 @@ void sort_rows(const T* diagonal, std::int32_t* order, std::int64_t count) {
 /// QL on the blocks that start at leaves[0 … count], one in each lane; a block ends where the next one starts.
 template <class T>
 bool solve_leaves(const Tridiagonal<T>& problem, const std::int32_t* leaves, std::int64_t count) {
-  Vector<T> d[kLeaf] = {}, e[kLeaf] = {}, padded[(kLeaf + 2) * kLeaf] = {}, *z = padded + kLeaf;
+  Vector<T> d[kLeaf] = {}, e[kLeaf] = {}, padded[(kLeaf + 2 * kSpareRows) * kLeaf] = {};
+  Vector<T>* const z = padded + kSpareRows * kLeaf;
   lanes::Step<T, 1> steps[lanes::recorded_steps(kLeaf)];
   std::int64_t size = 0;
   for (std::int64_t lane = 0; lane < count; ++lane) {

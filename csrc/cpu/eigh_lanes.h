@@ -6,7 +6,10 @@ namespace eigendamage::cpu {
 
 /// The largest n whose matrices are solved one in each lane of a vector; others are solved one by one.
 template <class T>
-constexpr std::int64_t kMaxLaneSize = sizeof(T) == 4 ? 24 : 16;
+constexpr std::int64_t kMaxLaneSize = sizeof(T) == 4 ? 32 : 16;
+
+/// Rows of scratch before and behind the eigenvectors of the solvers by QL.
+constexpr std::int64_t kSpareRows = 2;
 
 /// Eigendecomposition of `lanes` symmetric matrices of one size at once, once per instruction set. T is float or double.
 /// What a lane yields depends on its own matrix alone.
@@ -18,9 +21,10 @@ struct LaneSolver {
   std::int64_t (*workspace)(std::int64_t n);
 
   /// a (n, n, lanes): only entries [i][j] with j ≤ i are read; overwritten. For each lane: eigenvalues values (n, lanes),
-  /// unordered, and `ranks` (n, lanes), the place of each in ascending order; vectors_t (n + 2, n, lanes), row k + 1 the
+  /// unordered, and `ranks` (n, lanes), the place of each in ascending order; vectors_t (n, n, lanes), row k the
   /// eigenvector of values[k] with its component of largest magnitude, the first of equals, positive; codes (lanes): 0 or
-  /// a code of kernels.h, with rubbish in the other outputs. All are aligned to 64 bytes.
+  /// a code of kernels.h, with rubbish in the other outputs. vectors_t lies
+  /// between kSpareRows rows of scratch. All are aligned to 64 bytes.
   void (*solve)(std::int64_t n, T* a, T* values, T* ranks, T* vectors_t, std::int32_t* codes, T* workspace);
 };
 

@@ -147,32 +147,32 @@ void accumulate_rows(std::int64_t n, std::int64_t k, const Vector<T>* a, const V
   }
 }
 
-constexpr int kPairs = 4;  // of sweeps that are recorded before their rotations are applied
+constexpr int kRecorded = 4;  // times kDepth sweeps are recorded before their rotations are applied
 
-// Numbers of steps that `diagonalise` records for n rows.
-constexpr std::int64_t recorded_steps(std::int64_t n) { return kPairs * (n + 1); }
+// Steps that `diagonalise` records for n rows.
+constexpr std::int64_t recorded_steps(std::int64_t n) { return kRecorded * steps_of(n); }
 
-// QL on the tridiagonal matrices d, e, whose rotations turn the rows of z: n rows of n vectors, with a row before and one
+// QL on the tridiagonal matrices d, e, whose rotations turn the rows of z: n rows of n vectors, with kDepth rows before and
 // behind that are scratch. Returns the lanes that did not converge.
 template <class T>
 Mask<T> diagonalise(std::int64_t n, Vector<T>* d, Vector<T>* e, Vector<T>* z, Step<T, 1>* steps) {
-  for (std::int64_t j = 0; j < n; ++j) z[j - n] = z[n * n + j] = Vector<T>{};
+  for (std::int64_t j = 0; j < kDepth * n; ++j) z[j - kDepth * n] = z[n * n + j] = Vector<T>{};
   Chase<T, 1> chase(n, d, e);
-  Sweeps<T, 1> sweeps[kPairs];
-  for (std::int64_t done = 0; done < 30 * n; done += 2 * kPairs) {
-    int pairs = 0;
-    for (; pairs < kPairs; ++pairs) {
-      sweeps[pairs].steps = steps + pairs * (n + 1) + 1;
-      if (!chase.next(sweeps[pairs])) break;
+  Sweeps<T, 1> sweeps[kRecorded];
+  for (std::int64_t done = 0; done < 30 * n; done += kRecorded * kDepth) {
+    int count = 0;
+    for (; count < kRecorded; ++count) {
+      sweeps[count].steps = steps + count * steps_of(n) + kDepth - 1;
+      if (!chase.next(sweeps[count])) break;
     }
-    for_panels(n, [&]<int Columns>(std::int64_t first) {
-      for (int pair = 0; pair < pairs; ++pair) {
-        const Step<T, 1>* const some = sweeps[pair].steps;
-        const auto turns = [some](std::int64_t i, int k) { return some[i].turn[0][k]; };
-        rotate<T, Columns>(sweeps[pair].low, sweeps[pair].high, turns, z + first, n);
+    for_panels<kColumns>(n, [&]<int Columns>(std::int64_t first) {
+      for (int i = 0; i < count; ++i) {
+        const Step<T, 1>* const some = sweeps[i].steps;
+        const auto turns = [some](std::int64_t row, int k) { return some[row].turn[0][k]; };
+        rotate<T, Columns>(sweeps[i].low, sweeps[i].high, turns, z + first, n);
       }
     });
-    if (pairs < kPairs) return Mask<T>{};
+    if (count < kRecorded) return Mask<T>{};
   }
   Block<T, 1> block;
   chase.find(block);
@@ -259,14 +259,14 @@ void rank(std::int64_t n, const Vector<T>* values, Vector<T>* ranks) {
 
 template <class T>
 std::int64_t workspace_size(std::int64_t n) {
-  return (n * n + (2 + 2 * kProbes) * n + 4 * recorded_steps(n)) * kLanes<T>;
+  return (n * n + (2 + 2 * kProbes) * n + 2 * kDepth * recorded_steps(n)) * kLanes<T>;
 }
 
 template <class T>
 void solve(std::int64_t n, T* matrices, T* eigenvalues, T* ranks, T* vectors_t, std::int32_t* codes, T* workspace) {
   auto* const a = reinterpret_cast<Vector<T>*>(matrices);
   auto* const d = reinterpret_cast<Vector<T>*>(eigenvalues);
-  auto* const z = reinterpret_cast<Vector<T>*>(vectors_t) + n;
+  auto* const z = reinterpret_cast<Vector<T>*>(vectors_t);
   auto* const reduced = reinterpret_cast<Vector<T>*>(workspace);
   Vector<T>* const e = reduced + n * n;
   Vector<T>*const tau = e + n, *const scratch = tau + n;

@@ -11,40 +11,65 @@ namespace lanes {
 // Vectors of a row that are taken together: as many as leave the registers room.
 constexpr int kColumns = EIGENDAMAGE_VECTOR_BYTES == 64 ? 8 : 4;
 
-// Rows low … high of `rows`, step vectors apart, Columns of each: two sweeps' rotations in one pass. turns(i, k) is
-// element k of step i. Row high + 1 is read and written back, row low − 1 read: any finite numbers.
-template <class T, int Columns, class Turns>
-void rotate(std::int64_t low, std::int64_t high, const Turns& turns, Vector<T>* rows, std::int64_t step) {
-  Vector<T> first[Columns], second[Columns];
-  Vector<T>* row = rows + high * step;
-#pragma GCC unroll 8
-  for (int k = 0; k < Columns; ++k) {
-    first[k] = row[k];
-    second[k] = row[step + k];
-  }
-  for (std::int64_t i = high - 1; i >= low - 1; --i) {
-    row -= step;
-    const Vector<T> c = turns(i, 0), s = turns(i, 1), c2 = turns(i, 2), s2 = turns(i, 3);
-#pragma GCC unroll 8
-    for (int k = 0; k < Columns; ++k) {
-      const Vector<T> next = row[k], done = s * next + c * first[k];
-      first[k] = c * next - s * first[k];
-      row[2 * step + k] = s2 * done + c2 * second[k];
-      second[k] = c2 * done - s2 * second[k];
-    }
-  }
-#pragma GCC unroll 8
-  for (int k = 0; k < Columns; ++k) row[step + k] = second[k];
+// The vector (x, y) by the angle θ, t = tan θ/2 and s = sin θ, in three steps instead of four: x, y ← y', x'.
+template <class T>
+void turn(Vector<T> t, Vector<T> s, Vector<T>& x, Vector<T>& y) {
+  const Vector<T> sheared = y - t * x;
+  y = x + s * sheared;
+  x = sheared - t * y;
 }
 
-// f(first column, Columns{}) for the panels of a row of n vectors.
-template <class F>
+// Rows low … high of `rows`, step vectors apart, Columns of each: the rotations of kDepth sweeps in one pass. turns(i, k)
+// is element k of step i. The kDepth − 1 rows before and behind are read, and written back: any finite numbers.
+template <class T, int Columns, class Turns>
+void rotate(std::int64_t low, std::int64_t high, const Turns& turns, Vector<T>* rows, std::int64_t step) {
+  Vector<T> carried[kDepth][Columns];
+  Vector<T>* row = rows + high * step;
+#pragma GCC unroll 8
+  for (int k = 0; k < kDepth; ++k) {
+#pragma GCC unroll 8
+    for (int c = 0; c < Columns; ++c) carried[k][c] = row[k * step + c];
+  }
+  for (std::int64_t i = high - 1; i > low - kDepth; --i) {
+    row -= step;
+    Vector<T> upper[Columns];
+#pragma GCC unroll 8
+    for (int c = 0; c < Columns; ++c) upper[c] = row[c];
+#pragma GCC unroll 8
+    for (int k = 0; k < kDepth; ++k) {
+      const Vector<T> t = turns(i, 2 * k), s = turns(i, 2 * k + 1);
+#pragma GCC unroll 8
+      for (int c = 0; c < Columns; ++c) turn<T>(t, s, carried[k][c], upper[c]);
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < Columns; ++c) row[kDepth * step + c] = upper[c];
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < kDepth; ++k) {
+#pragma GCC unroll 8
+    for (int c = 0; c < Columns; ++c) row[k * step + c] = carried[k][c];
+  }
+}
+
+// f(Columns{}), Columns = columns ≤ Most.
+template <int Most, class F>
+void call_with(std::int64_t columns, const F& f) {
+  if (columns == Most) {
+    f.template operator()<Most>();
+  } else if constexpr (Most > 1) {
+    call_with<Most - 1>(columns, f);
+  }
+}
+
+// f(first, Columns{}) for the panels that n columns are cut into: at most `Most` wide, and about equally so.
+template <int Most, class F>
 void for_panels(std::int64_t n, const F& f) {
-  std::int64_t first = 0;
-  for (; first + kColumns <= n; first += kColumns) f.template operator()<kColumns>(first);
-  if (n - first >= 4 && kColumns > 4) f.template operator()<4>(first), first += 4;
-  if (n - first >= 2) f.template operator()<2>(first), first += 2;
-  if (n > first) f.template operator()<1>(first);
+  const std::int64_t panels = (n + Most - 1) / Most;
+  for (std::int64_t panel = 0, first = 0; panel < panels; ++panel) {
+    const std::int64_t end = n * (panel + 1) / panels;
+    call_with<Most>(end - first, [&]<int Columns>() { f.template operator()<Columns>(first); });
+    first = end;
+  }
 }
 
 }  // namespace lanes

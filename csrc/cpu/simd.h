@@ -5,6 +5,7 @@
 
 #include "../views.h"
 #include "eigh_certificate.h"
+#include "eigh_group.h"
 #include "eigh_hybrid.h"
 #include "eigh_lanes.h"
 #include "gradients.h"
@@ -70,6 +71,8 @@ struct InstructionSet {
   GradientKernels<double> double_gradients;
   EighKernels<float> single_eigh;
   EighKernels<double> double_eigh;
+  GroupSolver<float> single_groups;
+  GroupSolver<double> double_groups;
   LaneSolver<float> single_lanes;
   LaneSolver<double> double_lanes;
   Certificate<float> single_certificate;

@@ -4,6 +4,7 @@
 #define EIGENDAMAGE_VECTOR_BYTES 16
 #define EIGENDAMAGE_TILE_ROWS 4
 #include "eigh_certificate_text.h"
+#include "eigh_group_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
 #include "gradients_text.h"
@@ -18,6 +19,8 @@ const InstructionSet kGeneric{
     generic::kGradientKernels<double>,
     generic::kEighKernels<float>,
     generic::kEighKernels<double>,
+    generic::group::kGroupSolver<float>,
+    generic::group::kGroupSolver<double>,
     generic::lanes::kLaneSolver<float>,
     generic::lanes::kLaneSolver<double>,
     generic::kCertificate<float>,

@@ -7,6 +7,7 @@
 #define EIGENDAMAGE_VECTOR_BYTES 16
 #define EIGENDAMAGE_TILE_ROWS 4
 #include "eigh_certificate_text.h"
+#include "eigh_group_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
 #include "gradients_text.h"
@@ -21,6 +22,8 @@ const InstructionSet kX86V2{
     v2::kGradientKernels<double>,
     v2::kEighKernels<float>,
     v2::kEighKernels<double>,
+    v2::group::kGroupSolver<float>,
+    v2::group::kGroupSolver<double>,
     v2::lanes::kLaneSolver<float>,
     v2::lanes::kLaneSolver<double>,
     v2::kCertificate<float>,

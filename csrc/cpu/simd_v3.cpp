@@ -7,6 +7,7 @@
 #define EIGENDAMAGE_VECTOR_BYTES 32
 #define EIGENDAMAGE_TILE_ROWS 4
 #include "eigh_certificate_text.h"
+#include "eigh_group_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
 #include "gradients_text.h"
@@ -21,6 +22,8 @@ const InstructionSet kX86V3{
     v3::kGradientKernels<double>,
     v3::kEighKernels<float>,
     v3::kEighKernels<double>,
+    v3::group::kGroupSolver<float>,
+    v3::group::kGroupSolver<double>,
     v3::lanes::kLaneSolver<float>,
     v3::lanes::kLaneSolver<double>,
     v3::kCertificate<float>,

@@ -7,6 +7,7 @@
 #define EIGENDAMAGE_VECTOR_BYTES 64
 #define EIGENDAMAGE_TILE_ROWS 8
 #include "eigh_certificate_text.h"
+#include "eigh_group_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
 #include "gradients_text.h"
@@ -21,6 +22,8 @@ const InstructionSet kX86V4{
     v4::kGradientKernels<double>,
     v4::kEighKernels<float>,
     v4::kEighKernels<double>,
+    v4::group::kGroupSolver<float>,
+    v4::group::kGroupSolver<double>,
     v4::lanes::kLaneSolver<float>,
     v4::lanes::kLaneSolver<double>,
     v4::kCertificate<float>,

@@ -151,7 +151,7 @@ void for_every_set(const Body& body) {
 std::vector<std::int64_t> sizes() {
   std::vector<std::int64_t> chosen;
   for (std::int64_t n = 1; n <= 20; ++n) chosen.push_back(n);
-  for (const std::int64_t n : {24, 25, 31, 32, 33, 34, 40, 41}) chosen.push_back(n);
+  for (const std::int64_t n : {24, 25, 31, 32, 33, 34, 40, 41, 64, 96, 97}) chosen.push_back(n);
   return chosen;
 }
 
@@ -189,7 +189,7 @@ TEST(every_kind_of_matrix_is_decomposed_at_every_size_around_the_lanes) {
 TEST(a_matrix_gives_the_same_bits_alone_in_any_list_and_on_any_number_of_threads) {
   for_every_set([]<class T>(T, const std::string& name) {
     Random random(2);
-    const std::vector<Problem<T>> given = mixed<T>(random, 160, 40);
+    const std::vector<Problem<T>> given = mixed<T>(random, 160, 70);
     std::vector<Problem<T>> alone = given, reversed(given.rbegin(), given.rend());
     for (Problem<T>& problem : alone) solve_alone(problem);
     solve(reversed, 1);
@@ -224,7 +224,7 @@ TEST(scaling_by_a_power_of_two_changes_no_bit_of_the_vectors) {
 
 TEST(a_matrix_fails_alone) {
   for_every_set([]<class T>(T, const std::string& name) {
-    for (const std::int64_t n : {3, 8, 16, 18, 32, 40}) {
+    for (const std::int64_t n : {3, 8, 16, 18, 32, 40, 97}) {
       Random random(4);
       std::vector<Problem<T>> problems;
       for (int i = 0; i < 9; ++i) problems.emplace_back(n, Kind::kNormal, 1, 1, random);
