@@ -82,13 +82,12 @@ void reduce(std::int64_t n, const T* a, T* diagonal, T* beside, T* vectors_t, T*
     next += round_up(count, 16);
     return piece;
   };
-  const Triangle<T> triangle{take(n * round_up(n, kPanel<T>)), n};
+  const Triangle<T> triangle{take(triangle_size(n)), n};
   T *const d = take(n), *const e = take(n), *const taus = take(n);
-  T* const scratch = take(4 * padded);
-  auto* const row_sums = reinterpret_cast<Vector<T>*>(take(padded * kLanes<T>));
+  T* const scratch = take((2 + 3 * kPairs) * padded);
   T *const rows = take(n * stride), *const q = take(n * stride);
   pack_triangle(a, triangle);
-  tridiagonalise(triangle, d, e, taus, row_sums, scratch);
+  tridiagonalise(triangle, d, e, taus, scratch);
   for (std::int64_t i = 0; i < n; ++i) {
     diagonal[i * kMembers<T>] = d[i];
     if (i + 1 < n) beside[i * kMembers<T>] = e[i];
@@ -118,7 +117,7 @@ constexpr std::int64_t lane_size(std::int64_t n) {
 template <class T>
 std::int64_t workspace_size(std::int64_t n) {
   const std::int64_t padded = n + 64, size = lane_size<T>(n) + 16;
-  return 3 * n * padded + 6 * padded + padded * kLanes<T> + (kRecorded + 1) * kMembers<T> * size;
+  return 3 * padded * padded + (5 + 3 * kPairs) * padded + (kRecorded + 1) * kMembers<T> * size;
 }
 
 // Copies the steps of some sweeps to the lanes' own arrays, `size` apart.
