@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from accuracy import assert_accurate
 
 from benchmarks import baselines
 from benchmarks.cases import CHANNEL, GRID, PATCH, Case
 from benchmarks.contest import Contest, Run
 from eigendamage_ext import ops, reference
-from tests.accuracy import assert_accurate
 
 
 def baselines_of(case: Case) -> list[Callable[..., torch.Tensor]]:

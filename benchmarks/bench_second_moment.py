@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from accuracy import assert_accurate
 
 from benchmarks import baselines
 from benchmarks.cases import MOMENT, Case
 from benchmarks.contest import Contest, Run
 from eigendamage_ext import ops, reference
-from tests.accuracy import assert_accurate
 
 
 def prepare(case: Case) -> Contest:

@@ -2,7 +2,7 @@
 
 valgrind counts one call of each on the objects that `make build` compiled, at x86-64-v3 for want of AVX-512.
 
-    python -m tests.test_instruction_counts      records anew, after a change that is worth its price
+    python tests/test_instruction_counts.py      records anew, after a change that is worth its price
 """
 
 import json
@@ -90,7 +90,7 @@ def test_no_more_instructions_than_recorded(program, kernel):
     found, recorded = count(program, kernel), record["instructions"][kernel]
     assert found <= tolerance * recorded, (
         f"{kernel} ran {found:,} instructions, {found / recorded:.2f} times the {recorded:,} on record; "
-        "if they are worth it, record them by `python -m tests.test_instruction_counts`"
+        "if they are worth it, record them by `python tests/test_instruction_counts.py`"
     )
 
 
