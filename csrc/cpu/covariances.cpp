@@ -1,5 +1,7 @@
 #include "covariances.h"
 
+#include <algorithm>
+
 #include "panels.h"
 #include "plan.h"
 #include "simd.h"
@@ -50,30 +52,33 @@ void sum_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeom
 }
 
 /// Whether sharing the Grams of lags takes less time than writing out the patches. Counted in multiply-adds: packing a
-/// number costs about as much as kPack of them, adding up a number of the output as kAdd. A plan of more than kMostTerms
-/// would take too much memory.
+/// pixel's number costs about as much as kPackPixel of them, a patch's kPackPatch, adding up a number of the output kAdd,
+/// and planning what is shared kPlan for each pair of pairs of offsets, were there only one image. A plan of more than
+/// kMostTerms would take too much memory.
 template <class T>
 bool lags_pay(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry, const Tiling& channels,
               const Tiling& patch) {
-  constexpr double kPack = 16, kAdd = 4, kBoxPositions = 4096, kMostTerms = 1 << 20;
+  constexpr double kPackPixel = 16, kPackPatch = 24, kAdd = 4, kPlan = 4000, kBoxPositions = 4096, kMostTerms = 1 << 20;
   const auto side = [&](const Tiling& tiling) {  // of the Gram of a bundle, in whole vectors
     const std::int64_t used = tiling.bundle_groups * tiling.channels + tiling.constant;
     return static_cast<double>((used + simd.lanes - 1) / simd.lanes * simd.lanes);
   };
   const auto numbers = [](const Tiling& tiling) { return static_cast<double>(tiling.channels_per_position()); };
-  const LagWork lag = lag_work(geometry, x.height, x.width);
-  if (lag.terms > kMostTerms) return false;
-  const auto pixels = static_cast<double>(x.height * x.width);
-  const auto outputs = static_cast<double>(geometry.vertical.output * geometry.horizontal.output);
-  const double boxes_per_image = pixels / kBoxPositions;
+  const auto images = static_cast<double>(std::max<std::int64_t>(1, x.batch));
+  const auto pixels = images * static_cast<double>(x.height * x.width);
+  const auto outputs = images * static_cast<double>(geometry.vertical.output * geometry.horizontal.output);
+  const auto offsets = static_cast<double>(geometry.vertical.kernel * geometry.horizontal.kernel);
 
-  const double lag_square = static_cast<double>(channels.bundles) * side(channels) * side(channels) / 2;
-  const double lag_form =
-      lag.positions * lag_square + kPack * pixels * numbers(channels) + kAdd * boxes_per_image * lag.terms * lag_square;
   const double triangle =
       static_cast<double>(patch.bundles) * side(patch) * (side(patch) + static_cast<double>(simd.lanes)) / 2;
-  const double direct = outputs * (triangle + kPack * numbers(patch));
-  return lag_form <= direct;
+  const double direct = outputs * (triangle + kPackPatch * numbers(patch)), plan = kPlan * offsets * offsets;
+  if (direct < plan) return false;
+  const LagWork lag = lag_work(geometry, x.height, x.width);
+  if (lag.terms > kMostTerms) return false;
+  const double square = static_cast<double>(channels.bundles) * side(channels) * side(channels) / 2;
+  return plan + images * lag.positions * square + kPackPixel * pixels * numbers(channels) +
+             kAdd * pixels / kBoxPositions * lag.terms * square <=
+         direct;
 }
 
 }  // namespace
