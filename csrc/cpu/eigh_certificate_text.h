@@ -44,7 +44,8 @@ void dot_probes(std::int64_t n, const T* row, const T* probes, std::int64_t step
 
 /// sums += the probes' signs times four rows of which the first has the number k: a Hadamard transform, then the random signs.
 template <class T>
-void add_rows(std::int64_t k, const Vector<T> (&x)[kHadamard], Vector<T> (&sums)[kProbes]) {
+inline __attribute__((always_inline)) void add_rows(std::int64_t k, const Vector<T> (&x)[kHadamard],
+                                                    Vector<T> (&sums)[kProbes]) {
   const Vector<T> even = x[0] + x[2], odd = x[1] + x[3], even_rest = x[0] - x[2], odd_rest = x[1] - x[3];
   const Vector<T> transformed[kProbes] = {even + odd, even - odd, even_rest + odd_rest, even_rest - odd_rest};
   for (int p = 0; p < kProbes; ++p) sums[p] += transformed[p] * probe_sign<T>(k, p);
@@ -119,7 +120,7 @@ bool certificate_holds(std::int64_t n, std::int64_t stride, const T* a, const T*
 
 /// The largest lane.
 template <class T, int Distance = kLanes<T> / 2>
-T largest_lane(Vector<T> x) {
+inline __attribute__((always_inline)) T largest_lane(Vector<T> x) {
   typename VectorOf<T>::index at{};
   for (int i = 0; i < kLanes<T>; ++i) at[i] = (i + Distance) % kLanes<T>;
   const Vector<T> most = larger(x, shuffle<T>(x, x, at));

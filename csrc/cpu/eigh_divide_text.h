@@ -102,8 +102,9 @@ std::int64_t deflate(const Tridiagonal<T>& problem, std::int64_t first, std::int
       continue;
     }
     if (last >= 0) {
-      const T length = square_root(z[row] * z[row] + z[last] * z[last]), c = z[row] / length, s = -z[last] / length;
-      if (magnitude((d[row] - d[last]) * c * s) <= negligible) {
+      const T square = z[row] * z[row] + z[last] * z[last];
+      if (magnitude((d[row] - d[last]) * z[row] * z[last]) <= negligible * square) {
+        const T length = square_root(square), c = z[row] / length, s = -z[last] / length;
         rotate(problem.rows[last] + first, problem.rows[row] + first, c, s, count);
         const T low = d[last] * c * c + d[row] * s * s;
         d[row] = d[last] * s * s + d[row] * c * c;
@@ -193,13 +194,15 @@ void merge(const Tridiagonal<T>& problem, std::int64_t begin, std::int64_t cut, 
     std::int64_t sides[3] = {}, places[3];
     for (std::int64_t k = 0; k < kept; ++k) ++sides[problem.side[problem.kept[k]]];
     places[0] = 0, places[1] = sides[0], places[2] = sides[0] + sides[1];
+    T squares = 0;
     for (std::int64_t k = 0; k < kept; ++k) {
       const std::int32_t row = problem.kept[k];
+      squares += z[row] * z[row];
       problem.place[k] = static_cast<std::int32_t>(places[problem.side[row]]++);
       problem.poles[k] = d[row];
       problem.weights[k] = z[row];
     }
-    const Secular<T> equation{kept, problem.poles, problem.weights, rho};
+    const Secular<T> equation{kept, problem.poles, problem.weights, rho, rho * squares};
     solve_secular(equation, problem.place, problem.roots, problem.vectors, problem.products);
     multiply_rows(problem, kept, begin, cut, end, sides);
     for (std::int64_t k = 0; k < kept; ++k) d[problem.kept[k]] = problem.roots[k];

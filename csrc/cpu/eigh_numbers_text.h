@@ -40,6 +40,26 @@ Vector<T> spread(T x) {
   return Vector<T>{} + x;
 }
 
+/// Holds x in a register: GCC would rather load a number again at its second use, and run out of loads.
+template <class T>
+inline __attribute__((always_inline)) void keep([[maybe_unused]] Vector<T>& x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#endif
+}
+
+template <class T>
+bool any(typename VectorOf<T>::index mask) {  // all bits of a lane or none
+#if defined(__x86_64__) && EIGENDAMAGE_VECTOR_BYTES == 64
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+  std::int64_t words[sizeof(mask) / sizeof(std::int64_t)], all = 0;
+  __builtin_memcpy(words, &mask, sizeof mask);
+  for (const std::int64_t word : words) all |= word;
+  return all != 0;
+#endif
+}
+
 /// 1/x within two units in the last place, for a normal x whose inverse is normal: in a fraction of a division's time.
 template <class T>
 Vector<T> reciprocal(Vector<T> x) {
@@ -67,7 +87,7 @@ Vector<T> lane_numbers() {
 
 /// Sums the lanes that are a multiple of Period apart.
 template <class T, int Period, int Distance = kLanes<T> / 2>
-Vector<T> fold(Vector<T> x) {
+inline __attribute__((always_inline)) Vector<T> fold(Vector<T> x) {
   if constexpr (Distance < Period) {
     return x;
   } else {
@@ -84,7 +104,7 @@ T sum_lanes(Vector<T> x) {
 
 /// Interleaves lanes and adds, halving the number of vectors, until lane i of the result is part of the sum of x[i % Count].
 template <class T, int Count>
-Vector<T> sum_interleaved(const Vector<T>* x) {
+inline __attribute__((always_inline)) Vector<T> sum_interleaved(const Vector<T>* x) {
   if constexpr (Count == 1) {
     return x[0];
   } else {
@@ -104,7 +124,7 @@ Vector<T> sum_interleaved(const Vector<T>* x) {
 
 /// sums[i] = Σ of the lanes of x[i].
 template <class T, int Count>
-void sum_each(const Vector<T> (&x)[Count], T (&sums)[Count]) {
+inline __attribute__((always_inline)) void sum_each(const Vector<T> (&x)[Count], T (&sums)[Count]) {
   if constexpr (Count > kLanes<T>) {
     for (int i = 0; i < Count; ++i) sums[i] = sum_lanes<T>(x[i]);
   } else {

@@ -13,7 +13,7 @@ template <class T>
 struct Secular {
   std::int64_t count;
   const T *d, *z;
-  T rho;
+  T rho, reach;  // ρ·|z|²: the last root lies no further behind the last pole
 };
 
 /// Roots `first` … of the equation, one a lane. A root is origin + shift, the origin its closer pole, so that d_j − root
@@ -78,9 +78,6 @@ Roots<T> start_roots(const Secular<T>& equation, std::int64_t first) {
   Roots<T> roots{};
   const std::int64_t last = equation.count - 1;
   const T *d = equation.d, *z = equation.z;
-  T squares = 0;
-  for (std::int64_t j = 0; j <= last; ++j) squares += z[j] * z[j];
-  const T reach = equation.rho * squares;
   Vector<T> gap{};
   for (int lane = 0; lane < kLanes<T>; ++lane) {
     const std::int64_t k = first + lane < last ? first + lane : last, left = k < last ? k : last - 1;
@@ -91,7 +88,7 @@ Roots<T> start_roots(const Secular<T>& equation, std::int64_t first) {
     roots.left_z[lane] = z[left];
     roots.right_z[lane] = z[left + 1];
     roots.origin[lane] = d[k];
-    gap[lane] = k < last ? d[k + 1] - d[k] : reach;
+    gap[lane] = k < last ? d[k + 1] - d[k] : equation.reach;
   }
   roots.shift = gap / 2;
   const SecularValue<T> middle = evaluate(equation, roots, first);
@@ -111,20 +108,13 @@ Roots<T> start_roots(const Secular<T>& equation, std::int64_t first) {
   return roots;
 }
 
-template <class T>
-bool any(typename VectorOf<T>::index mask) {
-  std::int64_t words[sizeof(mask) / sizeof(std::int64_t)], all = 0;
-  __builtin_memcpy(words, &mask, sizeof mask);
-  for (const std::int64_t word : words) all |= word;
-  return all != 0;
-}
-
 /// Li's middle way: ψ and φ are each replaced by the pole next to the root plus a constant, matched in value and slope;
 /// bisection where that leaves the bracket.
 template <class T>
 Roots<T> find_roots(const Secular<T>& equation, std::int64_t first) {
   constexpr T eps = Limits<T>::eps;
   Roots<T> roots = start_roots(equation, first);
+  constexpr T converged = sizeof(T) == 4 ? T(0x1p-14) : T(0x1p-28);  // convergence is quadratic
   const T noise = eps * (8 + static_cast<T>(equation.count) / 16), constant = 1 / equation.rho;
   for (int step = 0; step < 100; ++step) {
     const SecularValue<T> value = evaluate(equation, roots, first);
@@ -141,7 +131,7 @@ Roots<T> find_roots(const Secular<T>& equation, std::int64_t first) {
     const Vector<T> next = roots.shift + change;
     const auto inside = (next > roots.low) & (next < roots.high);
     const Vector<T> moved = inside ? next : (roots.low + roots.high) / 2;
-    const auto moves = open & (magnitude(moved - roots.shift) > eps * magnitude(moved));
+    const auto moves = open & (magnitude(moved - roots.shift) > converged * magnitude(moved));
     roots.shift = open ? moved : roots.shift;
     if (!any<T>(moves)) break;
   }

@@ -132,7 +132,8 @@ inline __attribute__((always_inline)) void multiply_block(const T* a, const T* x
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
-      const Vector<T> entries = load(a + r * kPanel<T> + v * kLanes<T>);
+      Vector<T> entries = load(a + r * kPanel<T> + v * kLanes<T>);
+      keep<T>(entries);
       sums[r] += entries * across[v];
       if (Below) (r % 2 ? odd : even)[v] += entries * x_rows[r];
     }
