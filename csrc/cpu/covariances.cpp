@@ -20,6 +20,22 @@ void dispatch(const ImageView& x, const F& f) {
   }
 }
 
+/// All threads, or the calling one where that has little to do.
+const ParallelFor& threads(const Plan& plan, const Tiling& tiling, std::int64_t images, const Execution& run,
+                           const Tuning& tuning) {
+  constexpr double kPack = 16, kAdd = 4;  // in multiply-adds
+  static const ParallelFor alone = [](std::int64_t count, const auto& body) {
+    if (count > 0) body(0, count);
+  };
+  const auto numbers = static_cast<double>(tiling.channels_per_position());
+  const double products = numbers * static_cast<double>(tiling.width * (tiling.panels + 1)) / 2;
+  double positions = 0;
+  for (const Rectangle& r : plan.rectangles) positions += static_cast<double>(r.rows * r.columns);
+  const double image = positions * products + kPack * static_cast<double>(plan.height * plan.width) * numbers;
+  const double output = kAdd * static_cast<double>(plan.terms.size()) * products;
+  return static_cast<double>(images) * image + output < tuning.alone ? alone : *run.parallel_for;
+}
+
 /// Leaves of x only what is read along an axis on which the kernel has one offset, and which no window leaves.
 ImageView read_by(ImageView x, ConvGeometry& geometry) {
   const auto keep = [](ConvAxis& axis, std::int64_t& size, std::int64_t& stride) {
@@ -36,19 +52,21 @@ ImageView read_by(ImageView x, ConvGeometry& geometry) {
 /// Sums over the pixels of x.
 template <class T>
 void sum_pixels(const PanelKernels<T>& simd, const ImageView& x, const Plan& plan, bool bias, const Update& update,
-                const FactorView& out, const Execution& run, const Limits& limits) {
+                const FactorView& out, const Execution& run, const Tuning& tuning) {
   const Tiling tiling = tile_channels(simd, out.groups, x.channels / out.groups, bias, true);
   const auto packer = pack_pixels(simd, x, tiling);
-  sum_grams<T>({simd, plan, tiling, *packer, x.batch, update, out, *run.parallel_for, limits});
+  sum_grams<T>(
+      {simd, plan, tiling, *packer, x.batch, update, out, threads(plan, tiling, x.batch, run, tuning), tuning.limits});
 }
 
 /// Sums over the outputs of a convolution, from patches written out for a box of outputs at a time.
 template <class T>
 void sum_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry, const Tiling& tiling,
-                 const Update& update, const FactorView& out, const Execution& run, const Limits& limits) {
+                 const Update& update, const FactorView& out, const Execution& run, const Tuning& tuning) {
   const Plan plan = dense_plan(geometry.vertical.output, geometry.horizontal.output);
   const auto packer = pack_patches(simd, x, geometry, tiling);
-  sum_grams<T>({simd, plan, tiling, *packer, x.batch, update, out, *run.parallel_for, limits});
+  sum_grams<T>(
+      {simd, plan, tiling, *packer, x.batch, update, out, threads(plan, tiling, x.batch, run, tuning), tuning.limits});
 }
 
 /// Whether sharing the Grams of lags takes less time than writing out the patches. Counted in multiply-adds: packing a
@@ -92,7 +110,7 @@ void covariance(const ImageView& x, bool bias, const Update& update, const Facto
     rows.batch = 1;
   }
   dispatch(x, [&](const auto& simd) {
-    sum_pixels(simd, rows, dense_plan(rows.height, rows.width), bias, update, out, run, tuning.limits);
+    sum_pixels(simd, rows, dense_plan(rows.height, rows.width), bias, update, out, run, tuning);
   });
 }
 
@@ -101,7 +119,7 @@ void channel_covariance(const ImageView& image, const ConvGeometry& window, cons
   ConvGeometry geometry = window;
   const ImageView x = read_by(image, geometry);
   dispatch(x, [&](const auto& simd) {
-    sum_pixels(simd, x, channel_plan(geometry, x.height, x.width), false, update, out, run, tuning.limits);
+    sum_pixels(simd, x, channel_plan(geometry, x.height, x.width), false, update, out, run, tuning);
   });
 }
 
@@ -114,9 +132,9 @@ void patch_covariance(const ImageView& image, const ConvGeometry& window, bool b
     const Tiling patch = tile_channels(simd, out.groups, out.size - bias, bias, false);
     if (tuning.form == PatchForm::kLags ||
         (tuning.form == PatchForm::kCheaper && lags_pay(simd, x, geometry, channels, patch))) {
-      sum_pixels(simd, x, patch_plan(geometry, x.height, x.width), bias, update, out, run, tuning.limits);
+      sum_pixels(simd, x, patch_plan(geometry, x.height, x.width), bias, update, out, run, tuning);
     } else {
-      sum_patches(simd, x, geometry, patch, update, out, run, tuning.limits);
+      sum_patches(simd, x, geometry, patch, update, out, run, tuning);
     }
   });
 }

@@ -11,6 +11,7 @@ enum class PatchForm { kCheaper, kLags, kDirect };
 struct Tuning {
   PatchForm form = PatchForm::kCheaper;
   Limits limits;
+  double alone = 4e6;  ///< multiply-adds that the calling thread does by itself: others take as long to wake up
 };
 
 /// As in kernels.h.

@@ -18,6 +18,7 @@ constexpr std::int64_t kListsInTile = 64;
 // sums at all.
 constexpr std::int64_t kSlices = 16, kFewSlices = 4, kStrips = 20;
 constexpr std::int64_t kLongSlice = 2048, kPositionsOfSlot = 256;
+constexpr std::int64_t kWorthSharing = 4 << 20;  // multiply-adds
 
 std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
 
@@ -238,7 +239,9 @@ void Summation<T>::sum_boxes() {
 template <class T>
 void Summation<T>::run() {
   const std::int64_t sums = count(pairs_) * slots() * slot_size(p_.tiling.width);
-  if (bytes(sums) <= p_.limits.kept) {
+  const std::int64_t positions = p_.images * p_.plan.height * p_.plan.width;
+  const bool one_slice = positions <= kPositionsOfSlot * slots() / count(p_.plan.groups);
+  if (bytes(sums) <= p_.limits.kept && !(one_slice && positions * sums > kWorthSharing)) {
     sum_slices();
   } else {
     sum_boxes();

@@ -29,7 +29,7 @@ constexpr cpu::Limits kAllKept{1 << 30, 1 << 30, 1 << 13, 0, 0, 0};
 cpu::Tuning random_tuning(Random& random) {
   const cpu::Limits limits[] = {{}, kTinyLimits, kSmallLimits, kNothingKept, kAllKept};
   const cpu::PatchForm forms[] = {cpu::PatchForm::kCheaper, cpu::PatchForm::kLags, cpu::PatchForm::kDirect};
-  return {forms[pick(random, 0, 2)], limits[pick(random, 0, 4)]};
+  return {forms[pick(random, 0, 2)], limits[pick(random, 0, 4)], pick(random, 0, 2) ? 0.0 : 4e6};
 }
 
 void force_random_instruction_set(Random& random) {

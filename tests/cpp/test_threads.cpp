@@ -39,14 +39,14 @@ TEST(results_do_not_depend_on_the_number_of_threads) {
         x.fill_normal(random, 0.5);
         const std::int64_t each = channels / groups;
         check_threads(x.view(), groups, each + 1, [&](const FactorView& out, const Execution& run) {
-          cpu::covariance(x.view(), true, update, out, run, {cpu::PatchForm::kCheaper, limits});
+          cpu::covariance(x.view(), true, update, out, run, {cpu::PatchForm::kCheaper, limits, 0});
         });
         check_threads(x.view(), groups, each, [&](const FactorView& out, const Execution& run) {
-          cpu::channel_covariance(x.view(), geometry, update, out, run, {cpu::PatchForm::kCheaper, limits});
+          cpu::channel_covariance(x.view(), geometry, update, out, run, {cpu::PatchForm::kCheaper, limits, 0});
         });
         for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect}) {
           check_threads(x.view(), groups, each * 9 + 1, [&](const FactorView& out, const Execution& run) {
-            cpu::patch_covariance(x.view(), geometry, true, update, out, run, {form, limits});
+            cpu::patch_covariance(x.view(), geometry, true, update, out, run, {form, limits, 0});
           });
         }
       }
