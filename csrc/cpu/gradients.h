@@ -28,7 +28,7 @@ struct OffsetRuns {
 std::vector<OffsetRuns> offset_runs(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
                                     std::int64_t longest);
 
-/// A list of runs on two panels of some examples, and where the sums go.
+/// A list of runs on two panels of some examples, one unless their sums are complete, and where these go.
 template <class T>
 struct GradientTask {
   const T *g, *x;  ///< first channel of the rows and of the columns at position 0 of the first example

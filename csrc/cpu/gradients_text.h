@@ -7,103 +7,126 @@
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
 
-/// Ends the sum of an example as GradientKernels says of `add`.
 template <class T, int Rows, int Vectors>
-void finish_gradient(Vector<T> (&sum)[Rows][Vectors], const T* before, T* partial, T* squares) {
-  const auto for_each_vector = [&](const auto& body) {
+using Tile = Vector<T>[Rows][Vectors];
+
+// body(row, vector, its place among sums of tiles)
+template <class T, int Rows, int Vectors, class Body>
+__attribute__((always_inline)) inline void for_each_vector(const Body& body) {
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
+  for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) body(sum[r][v], (2 * r + v) * kLanes<T>);
-    }
-  };
-  if (before) {
-    for_each_vector([&](Vector<T>& s, int at) { s += load(before + at); });
-  }
-  if (squares) {
-    for_each_vector([&](Vector<T>& s, int at) { store(squares + at, load(squares + at) + s * s); });
-  } else {
-    for_each_vector([&](Vector<T>& s, int at) { store(partial + at, s); });
+    for (int v = 0; v < Vectors; ++v) body(r, v, (2 * r + v) * kLanes<T>);
   }
 }
 
+// sum += Σ g xᵀ over the runs, of which there is one at least.
 template <class T, int Rows, int Vectors>
-__attribute__((noinline)) void add_gradient_tile(const GradientTask<T>& task, std::int64_t first) {
-  const GradientTask<T> t = task;  // a store into a tile may change no number of a copy
-  const std::int64_t down = t.g_width, right = t.step * t.x_width, at = first * 2 * kLanes<T>;
-  const T *g = t.g + first, *x = t.x;
-  for (std::int64_t n = 0; n < t.examples; ++n, g += t.g_example, x += t.x_example) {
-    Vector<T> sum[Rows][Vectors] = {};
-    for (const PairedRun* run = t.runs; run != t.runs_end; ++run) {
-      const T* row = g + run->g * down;
-      const T* column = x + run->x * t.x_width;
-      for (std::int64_t left = run->count; left > 0; --left, row += down, column += right) {
-        Vector<T> values[Vectors];
+__attribute__((always_inline)) inline void sum_pairs(const GradientTask<T>& task, const T* g, const T* x,
+                                                     Tile<T, Rows, Vectors>& sum) {
+  const std::int64_t down = task.g_width, right = task.step * task.x_width;
+  const PairedRun* run = task.runs;
+  do {
+    const T* row = g + run->g * down;
+    const T* column = x + run->x * task.x_width;
+    for (std::int64_t left = run->count; left > 0; --left, row += down, column += right) {
+      Vector<T> values[Vectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) values[v] = load(column + v * kLanes<T>);
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-          for (int v = 0; v < Vectors; ++v) sum[r][v] += values[v] * row[r];
-        }
-      }
+      for (int v = 0; v < Vectors; ++v) values[v] = load(column + v * kLanes<T>);
+      for_each_vector<T, Rows, Vectors>([&](int r, int v, int) { sum[r][v] += values[v] * row[r]; });
     }
-    finish_gradient<T>(sum, t.fresh ? nullptr : t.partial + at, t.partial + at, t.squares ? t.squares + at : nullptr);
+  } while (++run != task.runs_end);
+}
+
+// Likewise of products lane by lane. Two sums, of every other position, for one to be added to while the other waits.
+template <class T, int Rows, int Vectors>
+__attribute__((always_inline)) inline void sum_lanes(const GradientTask<T>& task, const T* g, const T* x,
+                                                     Tile<T, Rows, Vectors>& sum) {
+  const std::int64_t down = task.g_width, right = task.step * task.x_width;
+  Vector<T> other[Vectors] = {};
+  const PairedRun* run = task.runs;
+  do {
+    const T* row = g + run->g * down;
+    const T* column = x + run->x * task.x_width;
+    std::int64_t left = run->count;
+    for (; left > 1; left -= 2, row += 2 * down, column += 2 * right) {
+      for_each_vector<T, 1, Vectors>([&](int, int v, int at) {
+        sum[0][v] += load(row + at) * load(column + at);
+        other[v] += load(row + down + at) * load(column + right + at);
+      });
+    }
+    if (left > 0) {
+      for_each_vector<T, 1, Vectors>([&](int, int v, int at) { sum[0][v] += load(row + at) * load(column + at); });
+    }
+  } while (++run != task.runs_end);
+  for_each_vector<T, 1, Vectors>([&](int, int v, int) { sum[0][v] += other[v]; });
+}
+
+// The squares stay in registers, as far as there are enough, from one example to the next.
+template <class T, int Rows, int Vectors, auto Sum>
+__attribute__((noinline)) void add_whole(const GradientTask<T>& task, std::int64_t first) {
+  const GradientTask<T> t = task;  // the compiler knows then that no store changes it
+  Tile<T, Rows, Vectors> squares = {};
+  for (std::int64_t n = 0; n < t.examples; ++n) {
+    Tile<T, Rows, Vectors> sum = {};
+    Sum(t, t.g + n * t.g_example + first, t.x + n * t.x_example, sum);
+    for_each_vector<T, Rows, Vectors>([&](int r, int v, int) { squares[r][v] += sum[r][v] * sum[r][v]; });
+  }
+  T* out = t.squares + first * 2 * kLanes<T>;
+  for_each_vector<T, Rows, Vectors>([&](int r, int v, int at) { store(out + at, load(out + at) + squares[r][v]); });
+}
+
+// One example's, or a part of it.
+template <class T, int Rows, int Vectors, auto Sum>
+__attribute__((noinline)) void add_part(const GradientTask<T>& task, std::int64_t first) {
+  Tile<T, Rows, Vectors> sum = {};
+  Sum(task, task.g + first, task.x, sum);
+  const std::int64_t tile = first * 2 * kLanes<T>;
+  T* partial = task.partial + tile;
+  if (!task.fresh) {
+    for_each_vector<T, Rows, Vectors>([&](int r, int v, int at) { sum[r][v] += load(partial + at); });
+  }
+  if (task.squares) {
+    T* squares = task.squares + tile;
+    for_each_vector<T, Rows, Vectors>(
+        [&](int r, int v, int at) { store(squares + at, load(squares + at) + sum[r][v] * sum[r][v]); });
+  } else {
+    for_each_vector<T, Rows, Vectors>([&](int r, int v, int at) { store(partial + at, sum[r][v]); });
+  }
+}
+
+template <class T, int Rows, int Vectors, auto Sum>
+void add_tile(const GradientTask<T>& task, std::int64_t first) {
+  if (task.fresh && task.squares) {
+    add_whole<T, Rows, Vectors, Sum>(task, first);
+  } else {
+    add_part<T, Rows, Vectors, Sum>(task, first);
   }
 }
 
 template <class T, int Vectors>
-void add_gradient_rows(const GradientTask<T>& task) {
+void add_rows(const GradientTask<T>& task) {
+  constexpr int rows = kTileRows, half = kTileRows / 2;
   std::int64_t row = 0;
-  for (; task.rows - row > kTileRows / 2; row += kTileRows) add_gradient_tile<T, kTileRows, Vectors>(task, row);
-  if (row < task.rows) add_gradient_tile<T, kTileRows / 2, Vectors>(task, row);
+  for (; task.rows - row > half; row += rows) add_tile<T, rows, Vectors, sum_pairs<T, rows, Vectors>>(task, row);
+  if (row < task.rows) add_tile<T, half, Vectors, sum_pairs<T, half, Vectors>>(task, row);
 }
 
 template <class T>
 void add_gradient(const GradientTask<T>& task) {
   if (task.columns > kLanes<T>) {
-    add_gradient_rows<T, 2>(task);
+    add_rows<T, 2>(task);
   } else {
-    add_gradient_rows<T, 1>(task);
-  }
-}
-
-// Two sums, of every other position, for one to be added to while the other waits.
-template <class T, int Vectors>
-void add_lanes_of(const GradientTask<T>& task) {
-  const GradientTask<T> t = task;
-  const std::int64_t down = t.g_width, right = t.step * t.x_width;
-  const T *g = t.g, *x = t.x;
-  for (std::int64_t n = 0; n < t.examples; ++n, g += t.g_example, x += t.x_example) {
-    Vector<T> sum[1][Vectors] = {}, other[Vectors] = {};
-    for (const PairedRun* run = t.runs; run != t.runs_end; ++run) {
-      const T* row = g + run->g * down;
-      const T* column = x + run->x * t.x_width;
-      std::int64_t left = run->count;
-      for (; left > 1; left -= 2, row += 2 * down, column += 2 * right) {
-#pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) {
-          sum[0][v] += load(row + v * kLanes<T>) * load(column + v * kLanes<T>);
-          other[v] += load(row + down + v * kLanes<T>) * load(column + right + v * kLanes<T>);
-        }
-      }
-      if (left > 0) {
-#pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) sum[0][v] += load(row + v * kLanes<T>) * load(column + v * kLanes<T>);
-      }
-    }
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) sum[0][v] += other[v];
-    finish_gradient<T>(sum, t.fresh ? nullptr : t.partial, t.partial, t.squares);
+    add_rows<T, 1>(task);
   }
 }
 
 template <class T>
 void add_lanes(const GradientTask<T>& task) {
   if (task.columns > kLanes<T>) {
-    add_lanes_of<T, 2>(task);
+    add_tile<T, 1, 2, sum_lanes<T, 1, 2>>(task, 0);
   } else {
-    add_lanes_of<T, 1>(task);
+    add_tile<T, 1, 1, sum_lanes<T, 1, 1>>(task, 0);
   }
 }
 

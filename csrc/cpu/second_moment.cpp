@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "pages.h"
 #include "panels.h"
 #include "simd.h"
 #include "squares.h"
@@ -38,6 +39,10 @@ bool lanes_pay(const PanelKernels<T>& simd, std::int64_t offsets, std::int64_t g
   const std::int64_t bundled = bundled_groups(simd, groups, inputs, outputs);
   const std::int64_t in_lanes = inputs * outputs * (offsets + 2 * kPack) * filled(simd, groups);
   return in_lanes < offsets * groups * outputs * filled(simd, inputs * bundled);
+}
+
+std::int64_t bytes_of(ScalarType type) {
+  return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
 }
 
 /// Channel n of every group.
@@ -127,6 +132,12 @@ void second_moment(const PanelKernels<T>& simd, const GradientKernels<T>& gradie
 void gradient_second_moment(const ImageView& x, const ImageView& g, const ConvGeometry& geometry, const Update& update,
                             const WeightView& out, const Execution& run, const GradientTuning& tuning) {
   const InstructionSet& set = instruction_set();
+  if (update.beta == 0) {
+    const std::int64_t last = (out.outputs - 1) * out.output_stride + (out.inputs - 1) * out.input_stride +
+                              (geometry.vertical.kernel - 1) * out.row_stride +
+                              (geometry.horizontal.kernel - 1) * out.column_stride;
+    use_huge_pages(out.data, static_cast<std::size_t>((last + 1) * bytes_of(out.type)));
+  }
   if (x.type == ScalarType::kFloat64) {
     second_moment(set.double_precision, set.double_gradients, x, g, geometry, update, out, run, tuning);
   } else {

@@ -12,7 +12,8 @@ namespace {
 // sums of a chunk or slice, these in the output. A small weight has too few entries for their errors to average out.
 constexpr std::int64_t kListed = 64, kListedSmall = 16, kSmall = 2048, kExamples = 64;
 // Bytes of a thread: sums that it adds to, and panels that it reads again and again.
-constexpr std::int64_t kSums = 1 << 16, kReread = 32 << 10;
+constexpr std::int64_t kSums = 1 << 16, kReread = 24 << 10;
+constexpr std::int64_t kFew = 4;                   // panels of x
 constexpr std::int64_t kItems = 32, kSlices = 16;  // enough to share for all threads to end together
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -75,10 +76,14 @@ class Squares {
     return same(l_.geometry.vertical, l_.x_height) && same(l_.geometry.horizontal, l_.x_width);
   }
   std::int64_t tasks(const Band& band) const { return l_.x_packer->tasks(band.x) + l_.g_packer->tasks(band.g); }
-  std::int64_t x_size(const Band& band) const { return band.x.positions() * l_.x_tiling.channels_per_position(); }
-  std::int64_t g_size(const Band& band) const { return band.g.positions() * l_.g_tiling.channels_per_position(); }
+  /// From one example to the next: a panel more than there are, lest the same panel of all fall into the same cache sets.
+  static std::int64_t step(const Box& box, const Tiling& tiling) {
+    return box.positions() * (tiling.channels_per_position() + tiling.width);
+  }
+  std::int64_t x_step(const Band& band) const { return step(band.x, l_.x_tiling); }
+  std::int64_t g_step(const Band& band) const { return step(band.g, l_.g_tiling); }
   Packed<T> room(const Band& band, std::int64_t examples) const {
-    return {make_buffer<T>(examples * x_size(band)), make_buffer<T>(examples * g_size(band))};
+    return {make_buffer<T>(examples * x_step(band)), make_buffer<T>(examples * g_step(band))};
   }
   std::int64_t padded_rows(const Item& item) const {
     if (l_.products == Products::kLanes) return 1;
@@ -111,7 +116,8 @@ std::vector<std::int64_t> Squares<T>::places() const {
   return list;
 }
 
-/// Whole panels where slices share the work, else enough items to share.
+/// Whole panels where slices share the work, else enough items to share. A few panels of x meet all of g's before the next
+/// few do: they stay in a cache.
 template <class T>
 void Squares<T>::list_items(bool sliced) {
   const Tiling &x = l_.x_tiling, &g = l_.g_tiling;
@@ -125,13 +131,15 @@ void Squares<T>::list_items(bool sliced) {
   items_.clear();
   sums_ = 0;
   for (std::int64_t bundle = 0; bundle < g.bundles; ++bundle) {
-    for (std::int64_t i = 0; i < g.panels; ++i) {
-      const std::int64_t rows = lanes ? 1 : g.panel_channels(bundle, i);
-      for (std::int64_t j = lanes ? i : 0; j < (lanes ? i + 1 : x.panels); ++j) {
-        for (std::int64_t r = 0; r < rows; r += strip) {
-          for (std::int64_t k = 0; k < all; k += together) {
-            items_.push_back({bundle, i, j, {r, std::min(rows, r + strip)}, {k, std::min(all, k + together)}, sums_});
-            sums_ += size(items_.back());
+    for (std::int64_t few = 0; few < x.panels; few += kFew) {
+      for (std::int64_t i = 0; i < g.panels; ++i) {
+        const std::int64_t rows = lanes ? 1 : g.panel_channels(bundle, i);
+        for (std::int64_t j = few; j < std::min(x.panels, few + kFew); ++j) {
+          for (std::int64_t r = 0; r < rows && (!lanes || i == j); r += strip) {
+            for (std::int64_t k = 0; k < all; k += together) {
+              items_.push_back({bundle, i, j, {r, std::min(rows, r + strip)}, {k, std::min(all, k + together)}, sums_});
+              sums_ += size(items_.back());
+            }
           }
         }
       }
@@ -177,9 +185,9 @@ template <class T>
 void Squares<T>::pack(const Band& band, const Range& examples, std::int64_t task, const Packed<T>& packed) const {
   const std::int64_t unit = task / tasks(band), part = task % tasks(band), x_tasks = l_.x_packer->tasks(band.x);
   if (part < x_tasks) {
-    l_.x_packer->pack(nth(band.x, examples.begin + unit), part, packed.x.get() + unit * x_size(band));
+    l_.x_packer->pack(nth(band.x, examples.begin + unit), part, packed.x.get() + unit * x_step(band));
   } else {
-    l_.g_packer->pack(nth(band.g, examples.begin + unit), part - x_tasks, packed.g.get() + unit * g_size(band));
+    l_.g_packer->pack(nth(band.g, examples.begin + unit), part - x_tasks, packed.g.get() + unit * g_step(band));
   }
 }
 
@@ -191,8 +199,8 @@ void Squares<T>::square(const Band& band, const Packed<T>& packed) const {
       for (std::int64_t i = begin; i < end; ++i) values[i] *= values[i];
     });
   };
-  square(packed.x.get(), x_size(band));
-  square(packed.g.get(), g_size(band));
+  square(packed.x.get(), band.x.positions() * l_.x_tiling.channels_per_position());
+  square(packed.g.get(), band.g.positions() * l_.g_tiling.channels_per_position());
 }
 
 /// Adds to the squares of some units, or where they are not yet complete to their gradient.
@@ -208,8 +216,8 @@ void Squares<T>::add(const Item& item, const Band& band, const Packed<T>& packed
   GradientTask<T> task{};
   task.g_width = g.width;
   task.x_width = x.width;
-  task.g_example = g_size(band);
-  task.x_example = x_size(band);
+  task.g_example = g_step(band);
+  task.x_example = x_step(band);
   task.step = l_.geometry.horizontal.stride;
   task.rows = item.rows.size();
   task.columns = x.panel_channels(item.bundle, item.j);
@@ -233,46 +241,34 @@ void Squares<T>::add(const Item& item, const Band& band, const Packed<T>& packed
   }
 }
 
-/// out += alpha·sums; `first` applies beta before. In double: a float alpha would add its own rounding to every entry.
+/// out += alpha·sums; `first` applies beta before.
 template <class T>
 void Squares<T>::write(const Item& item, const T* sums, bool first) const {
   const Tiling &x = l_.x_tiling, &g = l_.g_tiling;
-  const std::int64_t tile = padded_rows(item) * tile_width(), together = item.offsets.size();
+  const std::int64_t tile = padded_rows(item) * tile_width(), together = item.offsets.size(), lanes = l_.simd.lanes;
   const double alpha = l_.update.alpha, beta = first ? l_.update.beta : 1;
-  const auto updated = [&](T value, T sum) {
-    return static_cast<T>(beta * static_cast<double>(value) + alpha * static_cast<double>(sum));
-  };
-  std::vector<T> line(static_cast<std::size_t>(x.width * together));
+  std::vector<T> entries(static_cast<std::size_t>(x.width * together + lanes));  // of one row, in the order of `out`
   for (std::int64_t r = item.rows.begin; r < item.rows.end; ++r, sums += tile_width()) {
     const std::int64_t bundle_group = (item.i * g.width + r) / g.channels;
     const std::int64_t output = item.bundle * g.bundle_groups * g.channels + item.i * g.width + r;
     const std::int64_t origin = bundle_group * x.channels - item.j * x.width;  // of the group's channels in panel j
     const std::int64_t begin = std::max<std::int64_t>(0, origin);
     const std::int64_t end = std::clamp<std::int64_t>(origin + x.channels, begin, x.width);
-    for (std::int64_t k = 0; k < together; ++k) {
-      const T* sum = sums + k * tile;
-      T* to = line.data() + k;
-      for (std::int64_t c = begin; c < end; ++c, to += together) *to = sum[c];
+    const T* from = sums + begin;
+    // The last offsets first: where they do not fill a vector, it holds more than theirs, which the next channel replaces.
+    for (std::int64_t k = (together - 1) / lanes * lanes; together > 1 && k >= 0; k -= lanes) {
+      const T* lines[kMaxLanes] = {};
+      for (std::int64_t i = 0; i < std::min(lanes, together - k); ++i) lines[i] = sums + (k + i) * tile + begin;
+      l_.simd.interleave(lines, end - begin, together, entries.data() + k);
+      from = entries.data();
     }
     T* row = static_cast<T*>(l_.out.data) + output * l_.out.output_stride;
     const std::int64_t* place = places_.data() + (begin - origin) * offsets() + item.offsets.begin;
     const std::int64_t count = (end - begin) * together;
-    if (contiguous_ && together == offsets() && count > 0) {
-      T* to = row + place[0];
-      if (beta == 0) {
-        for (std::int64_t i = 0; i < count; ++i)
-          to[i] = static_cast<T>(alpha * static_cast<double>(line[static_cast<std::size_t>(i)]));
-      } else {
-        for (std::int64_t i = 0; i < count; ++i) to[i] = updated(to[i], line[static_cast<std::size_t>(i)]);
-      }
-      continue;
-    }
-    const T* from = line.data();
-    for (std::int64_t c = begin; c < end; ++c, place += offsets()) {
-      for (std::int64_t k = 0; k < together; ++k, ++from) {
-        T& value = row[place[k]];
-        value = beta == 0 ? updated(0, *from) : updated(value, *from);
-      }
+    const std::int64_t run = !contiguous_ ? 1 : together < offsets() ? together : count;
+    for (std::int64_t i = 0; i < count; i += run) {
+      T* to = row + place[i / together * offsets() + i % together];
+      l_.simd.update(to, from + i, run, alpha, beta);
     }
   }
 }
@@ -282,7 +278,7 @@ template <class T>
 void Squares<T>::sum_slices(std::int64_t slices) {
   const std::int64_t position = bytes(l_.x_tiling.channels_per_position() + l_.g_tiling.channels_per_position());
   const std::vector<Band> bands = this->bands(tuning_.own / position);
-  const std::int64_t example = bytes(x_size(bands.front()) + g_size(bands.front()));
+  const std::int64_t example = bytes(x_step(bands.front()) + g_step(bands.front()));
   const std::int64_t chunk =
       bands.size() > 1 ? 1 : std::clamp<std::int64_t>(tuning_.own / std::max<std::int64_t>(1, example), 1, kExamples);
   const Buffer<T> totals = make_buffer<T>(slices * sums_);
@@ -356,7 +352,7 @@ void Squares<T>::sum_chunks() {
   }
   const std::int64_t height = l_.geometry.vertical.output, width = l_.geometry.horizontal.output;
   const Band band = this->band({0, height}, {0, width});
-  const std::int64_t example = std::max<std::int64_t>(1, bytes(x_size(band) + g_size(band)));
+  const std::int64_t example = std::max<std::int64_t>(1, bytes(x_step(band) + g_step(band)));
   const std::int64_t chunk =
       std::clamp<std::int64_t>(tuning_.packed / example, 1, std::max<std::int64_t>(1, l_.examples));
   const Packed<T> packed = room(band, chunk);
