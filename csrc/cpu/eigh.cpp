@@ -161,12 +161,13 @@ struct Solution {
 template <class T>
 void finish(const Tools<T>& tools, const EighProblem& problem, const Solution<T>& solution, T* a, T* workspace) {
   const std::int64_t n = problem.size, stride = solution.stride;
-  int exponent = 0;
-  read_scaled(problem, stride, a, exponent);
+  read_lower(problem, stride, a);
+  scale_lower(n, stride, Scaling<T>(-solution.exponent), a);
   if (!tools.certificate.holds(n, stride, a, solution.values, solution.vectors_t, workspace)) {
     return fail<T>(problem, kNotAccurate);
   }
   std::vector<std::pair<T, std::int64_t>> order;
+  order.reserve(static_cast<std::size_t>(n));
   const Scaling<T> up(solution.exponent);
   for (std::int64_t k = 0; k < n; ++k) order.emplace_back(up(solution.values[k]) + T(0), k);  // −0 becomes 0
   std::sort(order.begin(), order.end());
@@ -183,13 +184,15 @@ void finish(const Tools<T>& tools, const EighProblem& problem, const Solution<T>
 /// Solves the matrices of a task as a group.
 template <class T>
 void solve_group(const Tools<T>& tools, const Task& task) {
-  const std::int64_t n = task.problems.back()->size, members = tools.groups.members;  // the largest is the last
+  const std::int64_t n = task.problems.back()->size;  // the largest is the last
+  const auto count = static_cast<std::int64_t>(task.problems.size());
+  const std::int64_t members = count <= tools.groups.lanes ? tools.groups.lanes : tools.groups.members;
   const std::int64_t one = (n + 2 * kSpareRows) * group_stride(n), probes = 2 * kProbes * eigh_stride(n);
-  const Buffer<T> memory = make_buffer<T>(2 * n * members + n * group_stride(n) + members * one +
-                                          std::max(tools.groups.workspace(n), probes));
+  const Buffer<T> memory =
+      make_buffer<T>(2 * n * members + n * group_stride(n) + count * one + std::max(tools.groups.workspace(n), probes));
   T *const diagonal = memory.get(), *const beside = diagonal + n * members, *const values = beside,
            *const a = beside + n * members, *const vectors = a + n * group_stride(n),
-           *const workspace = vectors + members * one;
+           *const workspace = vectors + count * one;
   std::fill(diagonal, a, T(0));
   std::int64_t sizes[kMaxLanes] = {};
   int exponents[kMaxLanes];
@@ -202,9 +205,9 @@ void solve_group(const Tools<T>& tools, const Task& task) {
       continue;
     }
     sizes[m] = problem.size;
-    tools.groups.reduce(problem.size, a, diagonal + m, beside + m, vectors_t[m], workspace);
+    tools.groups.reduce(problem.size, a, members, diagonal + m, beside + m, vectors_t[m], workspace);
   }
-  const std::uint32_t stuck = tools.groups.diagonalise(n, sizes, diagonal, beside, vectors_t, workspace);
+  const std::uint32_t stuck = tools.groups.diagonalise(members, n, sizes, diagonal, beside, vectors_t, workspace);
   for (std::size_t m = 0; m < task.problems.size(); ++m) {
     if (sizes[m] == 0) continue;
     if (stuck >> m & 1) {

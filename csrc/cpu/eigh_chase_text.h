@@ -97,49 +97,58 @@ struct Chase {
     return begin < n - 1;
   }
 
-  // A sweep over the block of each lane.
+  // A sweep over the block of each lane. What a lane computes outside its block is rubbish and goes nowhere.
   void sweep(const Block<T, Parts>& block, int which, Step<T, Parts>* steps) {
-    const Vector<T> one = all_lanes<T>(1), zero = {};
-    Vector<T> s[Parts], c[Parts], moved[Parts], g[Parts];
-    Mask<T> chasing[Parts];
+    Vector<T> s[Parts], c[Parts], moved[Parts], g[Parts], below[Parts];
+    Mask<T> chasing[Parts] = {};
     for (int p = 0; p < Parts; ++p) {
-      s[p] = c[p] = one;
-      moved[p] = zero;
+      s[p] = c[p] = all_lanes<T>(1);
+      moved[p] = Vector<T>{};
       g[p] = block.shift[p];
-      chasing[p] = block.open[p];
+      below[p] = d[block.most_last * Parts + p];
     }
     for (std::int64_t i = block.most_last - 1; i >= block.least_first; --i) {
-      const Mask<T> here = Mask<T>{} + static_cast<int>(i);
       Vector<T>*const on = d + i * Parts, *const off = e + i * Parts;
 #pragma GCC unroll 8
       for (int p = 0; p < Parts; ++p) {
-        const Mask<T> inside = chasing[p] & (here >= block.first[p]) & (here < block.last[p]);
+        const Mask<T> here = Mask<T>{} + static_cast<int>(i), joined = chasing[p];
+        const Mask<T> starts = block.open[p] & (here + 1 == block.last[p]);
+        if (any<T>(starts)) {
+          chasing[p] |= starts;
+          s[p] = starts ? all_lanes<T>(1) : s[p];
+          c[p] = starts ? all_lanes<T>(1) : c[p];
+          moved[p] = starts ? Vector<T>{} : moved[p];
+          g[p] = starts ? block.shift[p] : g[p];
+        }
         const Vector<T> f = s[p] * off[p], b = c[p] * off[p];
         const Vector<T> square = f * f + g[p] * g[p];
-        // The bulge has vanished: the block splits below row i, the rest of it waits for the next sweep.
-        const Mask<T> split = inside & (square <= Format<T>::least_square);
-        const Mask<T> turned = inside & ~split;
-        const Vector<T> root = inverse_square_root<T>(square), inverse = g[p] < 0 ? -root : root;  // so that cos θ ≥ 0
-        const Vector<T> length = square * inverse;
+        const Vector<T> inverse = with_sign<T>(inverse_square_root<T>(square), g[p]);  // so that cos θ ≥ 0
         const Vector<T> next_s = f * inverse, next_c = g[p] * inverse;
-        const Vector<T> rest = on[Parts + p] - moved[p];
-        const Vector<T> r = (on[p] - rest) * next_s + 2 * next_c * b;
-        const Vector<T> next_moved = next_s * r, next_g = next_c * r - b;
-
-        const Mask<T> joined = turned & (here + 1 < block.last[p]);
-        off[Parts + p] = joined ? length : split ? zero : off[Parts + p];
-        on[Parts + p] = turned ? rest + next_moved : split ? rest : on[Parts + p];
-        const Mask<T> finished = turned & (here == block.first[p]);
-        on[p] = finished ? on[p] - next_moved : on[p];
-        off[p] = finished ? next_g : split ? b : off[p];
-        s[p] = turned ? next_s : s[p];
-        c[p] = turned ? next_c : c[p];
-        moved[p] = turned ? next_moved : moved[p];
-        g[p] = turned ? next_g : g[p];
-        chasing[p] &= ~split;
+        const Vector<T> rest = below[p] - moved[p], r = ((on[p] - rest) * f + 2 * b * g[p]) * inverse;
+        const Vector<T> next_moved = next_s * r;
+        const Mask<T> split = chasing[p] & (square <= Format<T>::least_square);
+        if (any<T>(split)) {  // the bulge has vanished: the block splits below row i, the rest of it waits
+          off[p] = split ? b : off[p];
+          off[Parts + p] = where<T>(~split, off[Parts + p]);
+          below[p] = split ? rest : below[p];
+          chasing[p] &= ~split;
+        }
+        off[Parts + p] = joined & chasing[p] ? square * inverse : off[Parts + p];
+        on[Parts + p] = chasing[p] ? rest + next_moved : below[p];
+        below[p] = on[p];
+        s[p] = next_s;
+        c[p] = next_c;
+        moved[p] = next_moved;
+        g[p] = next_c * r - b;
         Vector<T>* const turn = steps[i - which].turn[p] + 2 * which;
-        turn[0] = turned ? next_s * reciprocal<T>(1 + next_c) : zero;
-        turn[1] = turned ? next_s : zero;
+        turn[0] = where<T>(chasing[p], next_s * reciprocal<T>(1 + next_c));
+        turn[1] = where<T>(chasing[p], next_s);
+        const Mask<T> finished = chasing[p] & (here == block.first[p]);
+        if (any<T>(finished)) {
+          below[p] = on[p] = finished ? on[p] - moved[p] : on[p];
+          off[p] = finished ? g[p] : off[p];
+          chasing[p] &= ~finished;
+        }
       }
     }
   }

@@ -8,8 +8,6 @@ namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
 namespace group {
 
-using lanes::Step;
-
 template <class T>
 constexpr int kParts = kLanes<T> < 16 ? 2 : 1;  // vectors of matrices
 template <class T>
@@ -34,40 +32,39 @@ std::int64_t workspace_size(std::int64_t n) {
 }
 
 // Copies the steps of some sweeps to the lanes' own arrays, `size` apart.
-template <class T>
-void part_lanes(const lanes::Sweeps<T, kParts<T>>& sweeps, std::int64_t size, T* turns) {
+template <class T, int Parts>
+void part_lanes(const lanes::Sweeps<T, Parts>& sweeps, std::int64_t size, T* turns) {
   const auto* const steps = sweeps.steps - (lanes::kDepth - 1);
   const std::int64_t begin = sweeps.low * kTurns / kLanes<T> * kLanes<T>,
                      end = round_up((sweeps.high + lanes::kDepth - 1) * kTurns, kLanes<T>);
-  for (int part = 0; part < kParts<T>; ++part) {
+  for (int part = 0; part < Parts; ++part) {
     for (std::int64_t first = begin; first < end; first += kLanes<T>) {
       Vector<T> square[kLanes<T>];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes<T>; ++i) square[i] = steps[(first + i) / kTurns].turn[part][(first + i) % kTurns];
       transpose<T>(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes<T>; ++i) store(turns + (part * kLanes<T> + i) * size + first, square[i]);
+      store_square(kLanes<T>, square, turns + part * kLanes<T> * size + first, size);
     }
   }
 }
 
-template <class T>
-std::uint32_t diagonalise(std::int64_t n, const std::int64_t* sizes, T* diagonal, T* beside, T* const* vectors_t,
-                          T* workspace) {
-  constexpr int parts = kParts<T>, most_sweeps = 30 * static_cast<int>(kMaxGroupSize<T>);
+template <class T, int Parts>
+std::uint32_t diagonalise_parts(std::int64_t n, const std::int64_t* sizes, T* diagonal, T* beside, T* const* vectors_t,
+                                T* workspace) {
+  constexpr int most_sweeps = 30 * static_cast<int>(kMaxGroupSize<T>), members = Parts * kLanes<T>;
   const std::int64_t size = lane_size<T>(n);
   T* const turns = workspace;  // of each of some sweeps, of each member
-  auto* const steps = reinterpret_cast<Step<T, parts>*>(turns + kRecorded * kMembers<T> * size);
-  lanes::Chase<T, parts> chase(n, reinterpret_cast<Vector<T>*>(diagonal), reinterpret_cast<Vector<T>*>(beside));
-  lanes::Sweeps<T, parts> sweeps[kRecorded];
+  auto* const steps = reinterpret_cast<lanes::Step<T, Parts>*>(turns + kRecorded * members * size);
+  lanes::Chase<T, Parts> chase(n, reinterpret_cast<Vector<T>*>(diagonal), reinterpret_cast<Vector<T>*>(beside));
+  lanes::Sweeps<T, Parts> sweeps[kRecorded];
   for (int done = 0; done < most_sweeps; done += kRecorded * lanes::kDepth) {
     int count = 0;
     for (; count < kRecorded; ++count) {
       sweeps[count].steps = steps + lanes::kDepth - 1;
       if (!chase.next(sweeps[count])) break;
-      part_lanes(sweeps[count], size, turns + count * kMembers<T> * size);
+      part_lanes(sweeps[count], size, turns + count * members * size);
     }
-    for (int m = 0; m < kMembers<T>; ++m) {
+    for (int m = 0; m < members; ++m) {
       if (sizes[m] == 0) continue;
       const std::int64_t step = group_stride(sizes[m]) / kLanes<T>;
       auto* const rows = reinterpret_cast<Vector<T>*>(vectors_t[m]);
@@ -75,7 +72,7 @@ std::uint32_t diagonalise(std::int64_t n, const std::int64_t* sizes, T* diagonal
         for (int i = 0; i < count; ++i) {
           const std::int64_t low = sweeps[i].first[m / kLanes<T>][m % kLanes<T>];
           const std::int64_t high = sweeps[i].last[m / kLanes<T>][m % kLanes<T>];
-          const T* const some = turns + (i * kMembers<T> + m) * size + (lanes::kDepth - 1) * kTurns;
+          const T* const some = turns + (i * members + m) * size + (lanes::kDepth - 1) * kTurns;
           const auto turn = [some](std::int64_t row, int k) { return spread(some[row * kTurns + k]); };
           if (low < high) lanes::rotate<T, Columns>(low, high, turn, rows + first, step);
         }
@@ -83,22 +80,29 @@ std::uint32_t diagonalise(std::int64_t n, const std::int64_t* sizes, T* diagonal
     }
     if (count < kRecorded) return 0;
   }
-  lanes::Block<T, parts> block;
+  lanes::Block<T, Parts> block;
   chase.find(block);
   std::uint32_t stuck = 0;
-  for (int m = 0; m < kMembers<T>; ++m) {
+  for (int m = 0; m < members; ++m) {
     if (block.open[m / kLanes<T>][m % kLanes<T>]) stuck |= std::uint32_t{1} << m;
   }
   return stuck;
 }
 
 template <class T>
+std::uint32_t diagonalise(std::int64_t members, std::int64_t n, const std::int64_t* sizes, T* diagonal, T* beside,
+                          T* const* vectors_t, T* workspace) {
+  const bool few = members <= kLanes<T>;
+  return (few ? diagonalise_parts<T, 1> : diagonalise_parts<T, kParts<T>>)(n, sizes, diagonal, beside, vectors_t,
+                                                                           workspace);
+}
+
+template <class T>
 constexpr GroupSolver<T> kGroupSolver{
+    .lanes = kLanes<T>,
     .members = kMembers<T>,
     .workspace = workspace_size<T>,
-    .reduce = [](std::int64_t n, const T* a, T* diagonal, T* beside, T* vectors_t, T* workspace) {
-      reduce(n, a, kMembers<T>, diagonal, beside, vectors_t, workspace);
-    },
+    .reduce = reduce<T>,
     .diagonalise = diagonalise<T>,
 };
 

@@ -87,10 +87,29 @@ Vector<T> magnitude(Vector<T> x) {
 
 template <class T>
 bool any(Mask<T> mask) {
+#if defined(__x86_64__) && EIGENDAMAGE_VECTOR_BYTES == 64
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__x86_64__) && EIGENDAMAGE_VECTOR_BYTES == 32
+  return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#elif defined(__x86_64__)
+  return _mm_movemask_epi8((__m128i)mask) != 0;
+#else
   long long bits[EIGENDAMAGE_VECTOR_BYTES / 8], found = 0;
   __builtin_memcpy(bits, &mask, sizeof mask);
   for (const long long part : bits) found |= part;
   return found != 0;
+#endif
+}
+
+// |x| with the sign of y, x ≥ 0.
+template <class T>
+Vector<T> with_sign(Vector<T> x, Vector<T> y) {
+  return (Vector<T>)((Mask<T>)x | ((Mask<T>)y & (Mask<T>)(-Vector<T>{})));
+}
+
+template <class T>
+Vector<T> where(Mask<T> mask, Vector<T> x) {
+  return (Vector<T>)((Mask<T>)x & mask);
 }
 
 // 2^exponent inside the normal range.

@@ -164,7 +164,8 @@ void transpose_into(std::int64_t n, std::int64_t columns, const T* from, std::in
 template <class T>
 void reduce(std::int64_t n, const T* a, std::int64_t apart, T* diagonal, T* beside, T* vectors_t, T* workspace) {
   const std::int64_t stride = eigh_stride(n), out_stride = group_stride(n);
-  T *const whole = workspace, *const q = whole + n * stride, *const taus = q + n * stride, *const scratch = taus + stride;
+  T *const whole = workspace, *const q = whole + n * stride, *const taus = q + n * stride,
+           *const scratch = taus + stride;
   complete(n, a, stride, whole);
   tridiagonalise_whole(n, whole, stride, diagonal, beside, apart, taus, scratch);
   lanes::for_panels<kReflected>(vectors_of<T>(n), [&]<int Columns>(std::int64_t panel) {
