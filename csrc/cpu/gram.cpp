@@ -49,6 +49,8 @@ class Summation {
                  bool first) const;
   void sum_slot(const Slot& slot, const Box& box, const T* a, const T* b, const Strip& strip, bool upper, T* sum,
                 bool first) const;
+  void add_slices(const Strip& strip, T* total, std::int64_t slices, std::int64_t slice_size,
+                  std::int64_t slot_size) const;
   void write(const Strip& strip, const T* sums, std::int64_t slot_size, bool first, bool last) const;
   void sum_slices();
   void sum_boxes();
@@ -163,6 +165,18 @@ void Summation<T>::write(const Strip& strip, const T* sums, std::int64_t slot_si
   }
 }
 
+/// Adds to a strip's sums in the first slice those in the others, one after the other.
+template <class T>
+void Summation<T>::add_slices(const Strip& strip, T* total, std::int64_t slices, std::int64_t slice_size,
+                              std::int64_t slot_size) const {
+  const Range groups = needed_groups(strip.pair);
+  for (std::int64_t s = group(groups.begin).slots.begin; s < group(groups.end - 1).slots.end; ++s) {
+    T* sum = total + s * slot_size;
+    for (std::int64_t i = 1; i < slices; ++i)
+      p_.simd.add(sum, sum + i * slice_size, strip.rows.size() * p_.tiling.width);
+  }
+}
+
 /// Few sums: each slice of the boxes has its own, added up and written at the end.
 template <class T>
 void Summation<T>::sum_slices() {
@@ -190,16 +204,15 @@ void Summation<T>::sum_slices() {
       }
     }
   });
-  for_each(p_.parallel_for, count(strips), [&](std::int64_t s) {
-    const Strip& strip = strips[static_cast<std::size_t>(s)];
-    const Range groups = needed_groups(strip.pair);
-    T* total = sums.get() + s * strip_size;
-    for (std::int64_t slot = group(groups.begin).slots.begin; slot < group(groups.end - 1).slots.end; ++slot) {
-      for (std::int64_t slice = 1; slice < slices; ++slice) {
-        p_.simd.add(total + slot * slot_size, total + slice * slice_size + slot * slot_size, strip.rows.size() * width);
-      }
+  const std::vector<Range> runs = split(count(strips), (count(strips) + kStrips - 1) / kStrips);
+  for_each(p_.parallel_for, count(runs), [&](std::int64_t run) {
+    const Range& range = runs[static_cast<std::size_t>(run)];
+    for (std::int64_t s = range.begin; s < range.end; ++s) {
+      const Strip& strip = strips[static_cast<std::size_t>(s)];
+      T* total = sums.get() + s * strip_size;
+      add_slices(strip, total, slices, slice_size, slot_size);
+      write(strip, total, slot_size, true, true);
     }
-    write(strip, total, slot_size, true, true);
   });
 }
 

@@ -60,7 +60,8 @@ void OutputWriter<T>::write_corner(double count) const {
   }
 }
 
-/// A few whole lines of `to` at a time: what is written side by side stays in the cache.
+/// A few whole lines of `to` at a time: what is written side by side stays in the cache. The lines after them are fetched
+/// ahead, for they are far apart and nothing else would foresee them.
 template <class T>
 void OutputWriter<T>::transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns,
                                 std::int64_t to_stride) const {
@@ -68,8 +69,12 @@ void OutputWriter<T>::transpose(const T* from, T* to, std::int64_t rows, std::in
   const T* lines[kMaxLanes];
   for (std::int64_t c = 0; c < columns; c += lanes) {
     const std::int64_t count = std::min(lanes, columns - c);
+    const bool more = c + 2 * lanes <= columns;
     for (std::int64_t r = 0; r < whole; r += lanes) {
-      for (std::int64_t i = 0; i < lanes; ++i) lines[i] = from + (r + i) * stride + c;
+      for (std::int64_t i = 0; i < lanes; ++i) {
+        lines[i] = from + (r + i) * stride + c;
+        if (more) __builtin_prefetch(to + (c + lanes + i) * to_stride + r, 1, 2);
+      }
       simd_.interleave(lines, count, to_stride, to + c * to_stride + r);
     }
     for (std::int64_t i = c; i < c + count; ++i) {

@@ -123,32 +123,43 @@ void add(T* total, const T* part, std::int64_t count) {
   for (; i < count; ++i) total[i] += part[i];
 }
 
-template <class T>
-Vector<T> combined(const T* row, const std::int64_t* terms, const Range& block, std::int64_t slot_size) {
-  Vector<T> sum = {};
-  for (std::int64_t t = block.begin; t < block.end; ++t) sum += load(row + terms[t] * slot_size);
-  return sum;
+// Blocks are transposed as many at a time as a vector has lanes, the last ones first: a column's last vector may hold
+// more than the blocks' numbers, which those of the next column then replace.
+template <class T, int Vectors>
+void combine_vectors(const T* row, const std::int64_t* terms, const Range* blocks, std::int64_t block_count,
+                     std::int64_t slot_size, std::int64_t stride, T* out) {
+  constexpr int lanes = kLanes<T>;
+  for (std::int64_t b = (block_count - 1) / lanes * lanes; b >= 0; b -= lanes) {
+    Vector<T> rows[Vectors][lanes] = {};
+    const std::int64_t count = block_count - b < lanes ? block_count - b : lanes;
+    for (std::int64_t i = 0; i < count; ++i) {
+      Vector<T> sum[Vectors] = {};
+      for (std::int64_t t = blocks[b + i].begin; t < blocks[b + i].end; ++t) {
+        const T* slot = row + terms[t] * slot_size;
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) sum[v] += load(slot + v * lanes);
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) rows[v][i] = sum[v];
+    }
+    for (int v = 0; v < Vectors; ++v) {
+      if (stride == 1) {
+        store(out + v * lanes, rows[v][0]);
+        continue;
+      }
+      transpose<T>(rows[v]);
+      for (int i = 0; i < lanes; ++i) store(out + (v * lanes + i) * stride + b, rows[v][i]);
+    }
+  }
 }
 
-// Blocks of one vector are transposed as many at a time as a vector has lanes, the last ones first: a column's last
-// vector may hold more than the blocks' numbers, which those of the next column then replace.
 template <class T>
 void combine(const T* row, const std::int64_t* terms, const Range* blocks, std::int64_t block_count,
              std::int64_t slot_size, std::int64_t width, std::int64_t stride, T* out) {
-  constexpr int lanes = kLanes<T>;
-  for (std::int64_t first = 0; first < width; first += lanes, row += lanes, out += lanes * stride) {
-    if (stride == 1) {
-      store(out, combined(row, terms, *blocks, slot_size));
-      continue;
-    }
-    for (std::int64_t b = (block_count - 1) / lanes * lanes; b >= 0; b -= lanes) {
-      Vector<T> rows[lanes];
-      for (int i = 0; i < lanes; ++i) {
-        rows[i] = b + i < block_count ? combined(row, terms, blocks[b + i], slot_size) : Vector<T>{};
-      }
-      transpose<T>(rows);
-      for (int i = 0; i < lanes; ++i) store(out + i * stride + b, rows[i]);
-    }
+  if (width == kLanes<T>) {
+    combine_vectors<T, 1>(row, terms, blocks, block_count, slot_size, stride, out);
+  } else {
+    combine_vectors<T, 2>(row, terms, blocks, block_count, slot_size, stride, out);
   }
 }
 
