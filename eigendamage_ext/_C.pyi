@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -76,6 +77,7 @@ def patch_covariance_(
     beta: float,
     out: Tensor,
 ) -> None: ...
+def eigh_stack(matrices: Any) -> tuple[Tensor, Tensor, Tensor] | None: ...
 def eigh(stacks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor, list[int]]: ...
 def gradient_second_moment_(
     x: Tensor,

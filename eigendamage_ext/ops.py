@@ -297,6 +297,10 @@ def eigh(
             is what "info" returns.
         TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
     """
+    if names is None and errors in ("raise", "info") and not torch.compiler.is_compiling():
+        found = _C.eigh_stack(matrices)
+        if found is not None:
+            return found
     stacked = isinstance(matrices, Tensor)
     items = [matrices] if isinstance(matrices, Tensor) else list(matrices)
     _arguments.check_matrices(items, stacked, errors, names)

@@ -173,3 +173,26 @@ def test_what_is_out_of_the_ordinary_is_left_to_python() -> None:
         changed = list(arguments)
         changed[place] = value
         assert _C.patch_covariance(*changed) is None, (place, value)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 5, 5), (2, 3, 4, 4), (0, 3, 3), (2, 0, 0)])
+def test_stacks_are_decomposed_the_same_both_ways(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrices = torch.randn(shape).mT
+    with Seen() as seen:
+        expected = ops.eigh(matrices)
+    assert "eigendamage_ext::eigh" in seen.names
+    monkeypatch.setattr(ops, "_OPS", None)
+    for stack in (matrices, torch.nn.Parameter(matrices)):
+        for part, other in zip(ops.eigh(stack), expected, strict=True):
+            assert torch.equal(part, other) and part.stride() == other.stride() and not part.requires_grad
+
+
+def test_stacks_that_are_out_of_the_ordinary_are_left_to_python() -> None:
+    assert _C.eigh_stack(torch.eye(3)) is not None
+    spoilt = torch.eye(3).repeat(2, 1, 1)
+    spoilt[1, 2, 0] = torch.nan
+    odd = [None, [torch.eye(3)], torch.eye(3).half(), torch.eye(3).long(), torch.zeros(3), torch.zeros(2, 3)]
+    for value in [*odd, torch.eye(3, device="meta"), torch._neg_view(torch.eye(3)), spoilt]:
+        assert _C.eigh_stack(value) is None

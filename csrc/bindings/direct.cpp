@@ -216,4 +216,21 @@ py::object gradient_second_moment(py::handle x, py::handle g, py::handle kernel_
   return to->object;
 }
 
+py::object eigh_stack(py::handle matrices) {
+  const at::Tensor* stack = anyone_watches() ? nullptr : plain_tensor(matrices);
+  if (!stack || (stack->scalar_type() != at::kFloat && stack->scalar_type() != at::kDouble)) return py::none();
+  if (stack->dim() < 2 || stack->size(-1) != stack->size(-2)) return py::none();
+  const auto [values, vectors, codes, left] = [&] {
+    const py::gil_scoped_release unlocked;
+    return eigh({*stack});
+  }();
+  const auto* code = codes.const_data_ptr<std::int32_t>();
+  if (std::any_of(code, code + codes.numel(), [](std::int32_t found) { return found != kSolved; })) return py::none();
+  const at::IntArrayRef batch = stack->sizes().slice(0, stack->dim() - 2);
+  const auto wrap = [](const at::Tensor& tensor) {
+    return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
+  };
+  return py::make_tuple(wrap(values[0]), wrap(vectors[0]), wrap(batch.size() == 1 ? codes : codes.view(batch)));
+}
+
 }  // namespace eigendamage::bindings

@@ -23,4 +23,7 @@ py::object gradient_second_moment(py::handle x, py::handle g, py::handle kernel_
                                   py::handle padding, py::handle dilation, py::handle groups, py::handle reduction,
                                   py::handle out, py::handle alpha, py::handle beta);
 
+/// eigh of a stack, where all of its matrices are solved.
+py::object eigh_stack(py::handle matrices);
+
 }  // namespace eigendamage::bindings

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("channel_covariance", &bindings::channel_covariance);
   m.def("patch_covariance", &bindings::patch_covariance);
   m.def("gradient_second_moment", &bindings::gradient_second_moment);
+  m.def("eigh_stack", &bindings::eigh_stack);
   m.def("covariance_", &bindings::covariance_, unlocked, arg("x"), arg("feature_dim"), arg("bias"), arg("alpha"),
         arg("beta"), arg("out"));
   m.def("channel_covariance_", &bindings::channel_covariance_, unlocked, arg("x"), arg("kernel"), arg("stride"),
