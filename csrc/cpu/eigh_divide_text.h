@@ -9,7 +9,7 @@
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
 
-constexpr std::int64_t kLeaf = 10;
+constexpr std::int64_t kLeaf = 18;
 
 /// The problem and its scratch. Row r of `rows` holds, in the columns of the block that r belongs to, an eigenvector of the
 /// block with eigenvalue diagonal[r]; order[first …] lists the rows of the block from `first` on by eigenvalue.
