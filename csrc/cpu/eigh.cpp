@@ -4,6 +4,7 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <tuple>
 #include <type_traits>
@@ -92,13 +93,40 @@ void scale_lower(std::int64_t n, std::int64_t stride, const Scaling<T>& scale, T
   }
 }
 
+/// A thread's memory, used again from task to task. What is moderate stays for the next call: pages touched first cost
+/// more than all that is then done with them.
+class Scratch {
+ public:
+  template <class T>
+  T* take(std::int64_t size) {
+    const std::int64_t bytes = size * static_cast<std::int64_t>(sizeof(T));
+    if (bytes > bytes_) {
+      memory_.reset();
+      memory_ = make_buffer<std::byte>(bytes);
+      bytes_ = bytes;
+    }
+    return reinterpret_cast<T*>(memory_.get());
+  }
+
+  void release_much() {
+    if (bytes_ <= kMuch) return;
+    memory_.reset();
+    bytes_ = 0;
+  }
+
+ private:
+  static constexpr std::int64_t kMuch = 32 << 20;
+  Buffer<std::byte> memory_;
+  std::int64_t bytes_ = 0;
+};
+
 /// Solves the matrices of a task in the lanes of vectors. Zeros fill the other lanes.
 template <class T>
-void solve_lanes(const Tools<T>& tools, const Task& task) {
+void solve_lanes(const Tools<T>& tools, const Task& task, Scratch& scratch) {
   const std::int64_t n = task.problems.front()->size, size = n * n, lanes = tools.lanes.lanes;
   const std::int64_t staged = (size + lanes - 1) / lanes * lanes;  // whole vectors
-  const Buffer<T> memory = make_buffer<T>((3 * staged + 2 * (kSpareRows + 1) * n) * lanes + tools.lanes.workspace(n));
-  T *const staging = memory.get(), *const a = staging + staged * lanes,
+  T* const memory = scratch.take<T>((3 * staged + 2 * (kSpareRows + 1) * n) * lanes + tools.lanes.workspace(n));
+  T *const staging = memory, *const a = staging + staged * lanes,
            *const vectors = a + (staged + kSpareRows * n) * lanes,
            *const values = vectors + (staged + kSpareRows * n) * lanes, *const ranks = values + n * lanes;
   const T* lines[kMaxLanes] = {};
@@ -183,14 +211,14 @@ void finish(const Tools<T>& tools, const EighProblem& problem, const Solution<T>
 
 /// Solves the matrices of a task as a group.
 template <class T>
-void solve_group(const Tools<T>& tools, const Task& task) {
+void solve_group(const Tools<T>& tools, const Task& task, Scratch& scratch) {
   const std::int64_t n = task.problems.back()->size;  // the largest is the last
   const auto count = static_cast<std::int64_t>(task.problems.size());
   const std::int64_t members = count <= tools.groups.lanes ? tools.groups.lanes : tools.groups.members;
   const std::int64_t one = (n + 2 * kSpareRows) * group_stride(n), probes = 2 * kProbes * eigh_stride(n);
-  const Buffer<T> memory =
-      make_buffer<T>(2 * n * members + n * group_stride(n) + count * one + std::max(tools.groups.workspace(n), probes));
-  T *const diagonal = memory.get(), *const beside = diagonal + n * members, *const values = beside,
+  T* const memory = scratch.take<T>(2 * n * members + n * group_stride(n) + count * one +
+                                    std::max(tools.groups.workspace(n), probes));
+  T *const diagonal = memory, *const beside = diagonal + n * members, *const values = beside,
            *const a = beside + n * members, *const vectors = a + n * group_stride(n),
            *const workspace = vectors + count * one;
   std::fill(diagonal, a, T(0));
@@ -222,11 +250,11 @@ void solve_group(const Tools<T>& tools, const Task& task) {
 
 /// Solves one matrix alone.
 template <class T>
-void solve_one(const Tools<T>& tools, const EighProblem& problem) {
+void solve_one(const Tools<T>& tools, const EighProblem& problem, Scratch& scratch) {
   const std::int64_t n = problem.size, stride = eigh_stride(n);
   if (n > kMaxEighSize) return fail<T>(problem, kNotAccurate);
-  const Buffer<T> memory = make_buffer<T>(2 * n * stride + stride + eigh_hybrid_workspace(n) + 2 * kProbes * stride);
-  T *const a = memory.get(), *const vectors = a + n * stride, *const values = vectors + n * stride,
+  T* const memory = scratch.take<T>(2 * n * stride + stride + eigh_hybrid_workspace(n) + 2 * kProbes * stride);
+  T *const a = memory, *const vectors = a + n * stride, *const values = vectors + n * stride,
            *const workspace = values + stride;
   Solution<T> solution{0, values, vectors, stride};
   if (!read_scaled(problem, stride, a, solution.exponent)) return fail<T>(problem, kNotFinite);
@@ -286,19 +314,21 @@ void eigh(const EighProblem* problems, std::int64_t count, const Execution& run)
   const std::vector<Task> tasks = make_tasks(problems, count);
   std::atomic<std::size_t> next{0};
   (*run.parallel_for)(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t, std::int64_t) {
+    static thread_local Scratch scratch;
     for (std::size_t i = next++; i < tasks.size(); i = next++) {
       const Task& task = tasks[i];
       dispatch(task.problems.front()->type, [&]<class T>(const Tools<T>& tools) {
         const std::int64_t size = task.problems.front()->size;
         if (size <= kMaxLaneSize<T>) {
-          solve_lanes(tools, task);
+          solve_lanes(tools, task, scratch);
         } else if (size <= kMaxGroupSize<T>) {
-          solve_group(tools, task);
+          solve_group(tools, task, scratch);
         } else {
-          solve_one(tools, *task.problems.front());
+          solve_one(tools, *task.problems.front(), scratch);
         }
       });
     }
+    scratch.release_much();
   });
 }
 
