@@ -16,7 +16,7 @@ from torch import Tensor
 from eigendamage_ext import _eigh, ops, reference
 
 SMALL = [*range(1, 6), *range(7, 10), *range(15, 18)]
-SIZES = [*SMALL, 24, 25, *range(31, 35), 40, 41, 63, 64, 65, 96, 97, 127, 128, 129, 144]
+SIZES = [*SMALL, 24, 25, *range(31, 35), 40, 41, 63, 64, 65, 80, 81, 96, 97, 127, 128, 129, 144]
 DTYPES = (torch.float32, torch.float64)
 LARGE = [255, 256, 257, 512, 513, 576, 1024]
 

@@ -9,7 +9,7 @@ namespace eigendamage::cpu {
 
 /// The largest n whose matrices are solved in groups.
 template <class T>
-constexpr std::int64_t kMaxGroupSize = 96;
+constexpr std::int64_t kMaxGroupSize = sizeof(T) == 4 ? 96 : 80;
 
 /// Numbers from one row of eigenvectors to the next: no power of two, whose rows would fall onto the same cache lines.
 constexpr std::int64_t group_stride(std::int64_t n) { return eigh_stride(n) + 16; }

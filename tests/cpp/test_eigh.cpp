@@ -151,7 +151,7 @@ void for_every_set(const Body& body) {
 std::vector<std::int64_t> sizes() {
   std::vector<std::int64_t> chosen;
   for (std::int64_t n = 1; n <= 20; ++n) chosen.push_back(n);
-  for (const std::int64_t n : {24, 25, 31, 32, 33, 34, 40, 41, 64, 96, 97}) chosen.push_back(n);
+  for (const std::int64_t n : {24, 25, 31, 32, 33, 34, 40, 41, 64, 80, 81, 96, 97}) chosen.push_back(n);
   return chosen;
 }
 
