@@ -119,23 +119,29 @@ def patch_lags_last(
     return patch_lags(x, kernel, stride, padding, dilation, groups)
 
 
-def moment_unfold(x: Tensor, g: Tensor, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
+def moment_unfold(
+    x: Tensor, g: Tensor, kernel: int, stride: int, padding: int, dilation: int, groups: int = 1
+) -> Tensor:
     """Gradients of a few examples at a time, each from its patches by one of a batch of products.
 
-    As all below of ``x (N, C, H, W)`` and ``g (N, O, Ho, Wo)``: ``(O, C, kh, kw)``, the mean over N.
+    As all below of ``x (N, C, H, W)`` and ``g (N, O, Ho, Wo)``: ``(O, C/g, kh, kw)``, the mean over N.
     """
-    total = x.new_zeros(g.shape[1], x.shape[1] * kernel**2)
+    inputs, outputs = x.shape[1] // groups, g.shape[1] // groups
+    total = x.new_zeros(groups, outputs, inputs * kernel**2)
     for few, gradients in zip(x.split(MOMENT_CHUNK), g.split(MOMENT_CHUNK), strict=True):
         columns = F.unfold(few, kernel, dilation=dilation, padding=padding, stride=stride)
-        total += torch.bmm(gradients.flatten(2), columns.mT).square_().sum(0)
-    return total.reshape(g.shape[1], x.shape[1], kernel, kernel) / len(x)
+        rows = gradients.flatten(2).unflatten(1, (groups, outputs))
+        total += (rows @ columns.unflatten(1, (groups, -1)).mT).square_().sum(0)
+    return total.reshape(g.shape[1], inputs, kernel, kernel) / len(x)
 
 
-def moment_loop(x: Tensor, g: Tensor, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
+def moment_loop(
+    x: Tensor, g: Tensor, kernel: int, stride: int, padding: int, dilation: int, groups: int = 1
+) -> Tensor:
     """The weight gradient of one example after another."""
-    shape = (g.shape[1], x.shape[1], kernel, kernel)
+    shape = (g.shape[1], x.shape[1] // groups, kernel, kernel)
     total = x.new_zeros(shape)
-    settings = {"stride": stride, "padding": padding, "dilation": dilation}
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     for one, gradient in zip(x.split(1), g.split(1), strict=True):
         found = torch.nn.grad.conv2d_weight(one, shape, gradient, **settings)
         total.addcmul_(found, found)

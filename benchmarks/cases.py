@@ -9,7 +9,7 @@ from typing import Any
 class Case:
     """A call ``op(x, kernel, stride=…, padding=…, dilation=…, groups=…)`` on ``x (N, C, H, W)``.
 
-    For second moments the output of the convolution, and its gradient, has C channels as well.
+    For second moments the output of the convolution, and its gradient, has `outputs` channels, C where 0.
     """
 
     op: str
@@ -20,6 +20,7 @@ class Case:
     dilation: int = 1
     groups: int = 1
     channels_last: bool = False
+    outputs: int = 0
 
     def __str__(self) -> str:
         """Like "channel 64x64x32x32 3x3 stride 2"."""
@@ -27,6 +28,7 @@ class Case:
         name = self.op.removesuffix("_covariance").removeprefix("gradient_")
         words = [name.replace("_", " "), shape, f"{self.kernel}x{self.kernel}"]
         settings = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        settings["outputs"] = self.outputs
         words += [f"{name} {value}" for name, value in settings.items() if value > 1]
         return " ".join(words + ["channels_last"] * self.channels_last)
 
@@ -43,7 +45,7 @@ class Case:
         if self.op == "gradient_second_moment":  # every product of a gradient and a pixel inside the image
             pairs = sum(len(self._starts(h, i)) for i in range(self.kernel))
             pairs *= sum(len(self._starts(w, j)) for j in range(self.kernel))
-            return 2 * self.groups * n * c * c * pairs
+            return 2 * n * c * self._outputs * pairs
         if self.op == "channel_covariance":
             pixels = len(rows[0]) * len(columns[0])
             return self.groups * n * pixels * c * (c + 1)
@@ -57,9 +59,8 @@ class Case:
     @property
     def read(self) -> int:
         """Bytes of the input, in float32."""
-        outputs = (
-            self.shape[0] * self.shape[1] * self._positions(self.shape[2]) * self._positions(self.shape[3])
-        )
+        outputs = self.shape[0] * self._outputs
+        outputs *= self._positions(self.shape[2]) * self._positions(self.shape[3])
         return 4 * (math.prod(self.shape) + outputs * (self.op == "gradient_second_moment"))
 
     @property
@@ -67,8 +68,12 @@ class Case:
         """Bytes of the result, in float32."""
         channels, offsets = self.shape[1] // self.groups, self.kernel**2
         if self.op == "gradient_second_moment":
-            return 4 * self.groups * channels**2 * offsets
+            return 4 * self._outputs * channels * offsets
         return 4 * self.groups * (channels * (offsets if self.op == "patch_covariance" else 1)) ** 2
+
+    @property
+    def _outputs(self) -> int:
+        return self.outputs or self.shape[1]
 
     def _products(self, size: int) -> dict[int, set[int]]:
         """Along one axis: which pixels q meet the pixel q + lag under some window, for every lag."""
@@ -178,6 +183,26 @@ _GRID = (
 GRID = [Case("patch_covariance", *row) for row in _GRID]
 
 MOMENT = [Case("gradient_second_moment", shape) for shape in SQUARES]
+# As _GRID, and outputs: second moments of first layers, few channels, groups and depthwise, strides.
+_MOMENT_GRID = (
+    ((8, 3, 112, 112), 7, 2, 3, 1, 1, 64),
+    ((64, 3, 32, 32), 3, 1, 1, 1, 1, 64),
+    ((64, 1, 28, 28), 5, 1, 2, 1, 1, 32),
+    ((64, 16, 32, 32), 3, 1, 1, 1, 1, 16),
+    ((64, 64, 32, 32), 1, 1, 0, 1, 1, 64),
+    ((64, 64, 32, 32), 1, 2, 0, 1, 1, 128),
+    ((64, 64, 32, 32), 3, 2, 1, 1, 1, 128),
+    ((32, 512, 7, 7), 3, 1, 1, 1, 1, 512),
+    ((2, 64, 32, 32), 3, 1, 1, 1, 1, 64),
+    ((64, 128, 16, 16), 3, 1, 1, 1, 32, 128),
+    ((64, 64, 32, 32), 3, 1, 1, 1, 64, 64),
+    ((16, 96, 56, 56), 3, 2, 1, 1, 96, 96),
+    ((64, 256, 8, 8), 3, 1, 1, 1, 256, 256),
+)
+MOMENT_GRID = [
+    Case("gradient_second_moment", *row, outputs=outputs)
+    for *row, outputs in _MOMENT_GRID  # type: ignore[arg-type]
+]
 MEMORY = [Case("patch_covariance", SQUARES[0]), Case("patch_covariance", (512, 64, 32, 32)), *MOMENT]
 
 

@@ -21,7 +21,7 @@ from benchmarks import (
     report,
     tables,
 )
-from benchmarks.cases import MEMORY, MOMENT, Case, eigh_factors, eigh_stack
+from benchmarks.cases import MEMORY, MOMENT, MOMENT_GRID, Case, eigh_factors, eigh_stack
 from benchmarks.contest import Contest, hold, record
 from benchmarks.gates import Gate
 
@@ -118,7 +118,7 @@ def test_threads_are_efficient_when_two_take_half_the_time():
 
 
 def test_gates_name_cases_that_exist():
-    known = {f"{case.op}: {case}" for case in bench_covariance.CASES + MOMENT}
+    known = {f"{case.op}: {case}" for case in bench_covariance.CASES + MOMENT + MOMENT_GRID}
     known |= {f"eigh: {eigh_factors(threads)}" for threads in (1, 2)} | {gates.EFFICIENCY}
     for dtype in ("float32", "float64"):
         known |= {f"eigh: {eigh_stack(n, dtype)[1]}" for n in bench_eigh.SIZES}
