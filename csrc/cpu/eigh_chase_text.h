@@ -39,7 +39,7 @@ struct Block {
   Mask<T> open[Parts];                  // there is one
 };
 
-// n tridiagonal matrices' diagonals d and what is beside them, e[i] between i and i + 1: part p of row i at i·Parts + p.
+// The tridiagonal matrices, of n rows: d on the diagonal, e[i] between i and i + 1. Part p of row i is at i·Parts + p.
 template <class T, int Parts>
 struct Chase {
   std::int64_t n;
