@@ -180,6 +180,21 @@ void interleave(const T* const* lines, std::int64_t count, std::int64_t stride, 
   }
 }
 
+template <class T>
+Vector<T> gathered(const T* source, const std::int32_t* offsets) {
+  Vector<T> v;
+#pragma GCC unroll 16
+  for (int c = 0; c < kLanes<T>; ++c) v[c] = source[offsets[c]];
+  return v;
+}
+#if EIGENDAMAGE_X86_LEVELS && EIGENDAMAGE_VECTOR_BYTES == 64
+Vector<float> gathered(const float* source, const std::int32_t* offsets) {  // the compiler finds no such instruction
+  VectorOf<float>::index at;
+  __builtin_memcpy(&at, offsets, sizeof at);
+  return __builtin_ia32_gathersiv16sf(Vector<float>{}, source, at, -1, sizeof(float));
+}
+#endif
+
 template <class T, int Vectors>
 void gather_positions(const T* from, std::int64_t positions, std::int64_t step, std::int64_t images,
                       std::int64_t image_step, const std::int32_t* offsets, std::int64_t stride, T* out) {
@@ -188,10 +203,7 @@ void gather_positions(const T* from, std::int64_t positions, std::int64_t step, 
       const T* source = from + n * image_step;
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) {
-        Vector<T> gathered;
-#pragma GCC unroll 16
-        for (int c = 0; c < kLanes<T>; ++c) gathered[c] = source[offsets[v * kLanes<T> + c]];
-        store(out + (n * Vectors + v) * kLanes<T>, gathered);
+        store(out + (n * Vectors + v) * kLanes<T>, gathered(source, offsets + v * kLanes<T>));
       }
     }
   }
