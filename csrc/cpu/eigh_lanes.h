@@ -4,9 +4,10 @@
 
 namespace eigendamage::cpu {
 
-/// The largest n whose matrices are solved one in each lane of a vector; others are solved one by one.
+/// The largest n whose matrices are solved one in each lane of a vector. A full vector of larger ones would gain, but one
+/// alone, whose work is that of a full vector, would take longer than in LAPACK.
 template <class T>
-constexpr std::int64_t kMaxLaneSize = sizeof(T) == 4 ? 32 : 16;
+constexpr std::int64_t kMaxLaneSize = sizeof(T) == 4 ? 20 : 16;
 
 /// Rows of scratch before and behind the eigenvectors of the solvers by QL.
 constexpr std::int64_t kSpareRows = 2;
