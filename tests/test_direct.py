@@ -139,6 +139,64 @@ def test_rows_are_the_same_both_ways_and_right(view: Callable[[Tensor], Tensor],
         torch.testing.assert_close(found, rows.T @ rows)
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[0, 0],
+        lambda x: x[0],
+        lambda x: x[:, :, 0].transpose(0, 2),
+        lambda x: x[:, :1, :, 0],
+        lambda x: x[0, :, ::2].mT,
+        lambda x: x[:0, 0],
+        lambda x: x[0, :1].expand(5, -1, -1),
+    ],
+)
+def test_linear_layers_are_the_same_both_ways(
+    view: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, g = view(X), view(torch.randn_like(X))[..., :2]
+    calls: list[Callable[[], Tensor]] = [
+        lambda: ops.gradient_second_moment(x, g),
+        lambda: ops.gradient_second_moment(x, g, reduction="sum", alpha=0.5),
+        lambda: ops.gradient_second_moment(x, g, out=torch.ones(x.shape[-1], 2).T, beta=0.5),
+    ]
+    expected = [by_dispatcher(call) for call in calls]
+    monkeypatch.setattr(ops, "_OPS", None)
+    for call, other in zip(calls, expected, strict=True):
+        assert torch.equal(call(), other)
+
+
+def test_odd_linear_layers_are_left_to_python() -> None:
+    x, g = X[0], X[0, :, :, :2]
+    arguments = (x, g, None, 1, 0, 1, 1, "mean", None, 1.0, 0.0)
+    assert _C.gradient_second_moment(*arguments) is not None
+    odd: list[tuple[int, Any]] = [
+        (0, None),
+        (0, x.double()),
+        (0, x[0]),
+        (0, x[:3]),
+        (0, x[:, :, :0]),
+        (0, X),
+        (0, x.to("meta")),
+        (1, None),
+        (1, g[:, 1:]),
+        (1, g[0]),
+        (1, g[:, :, :0]),
+        (3, 2),
+        (3, True),
+        (4, "same"),
+        (5, (1, 1)),
+        (6, 2),
+        (7, "none"),
+        (8, torch.zeros(2, 5)),
+        (10, 0.5),
+    ]
+    for place, value in odd:
+        changed = list(arguments)
+        changed[place] = value
+        assert _C.gradient_second_moment(*changed) is None, (place, value)
+
+
 def test_what_is_out_of_the_ordinary_is_left_to_python() -> None:
     arguments = (X, 3, 1, 1, 1, 1, False, "mean", None, 1.0, 0.0)
     assert _C.patch_covariance(*arguments) is not None

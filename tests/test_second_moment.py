@@ -81,7 +81,7 @@ def test_layouts(dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("middle", [(), (1,), (7,), (300,), (3, 4), (2, 3, 2), (2, 1, 3, 2)], ids=str)
 def test_rows(middle: tuple[int, ...], dtype: torch.dtype) -> None:
     check_exactly(integers(1, *middle, 1).to(dtype), integers(1, *middle, 1).to(dtype))
-    for examples, inputs, outputs in ((3, 17, 33), (70, 40, 10)):
+    for examples, inputs, outputs in ((3, 17, 33), (70, 40, 10), (130, 100, 90)):
         x = torch.randn(examples, *middle, inputs).to(dtype)
         check(x, torch.randn(examples, *middle, outputs).to(dtype))
 
@@ -171,6 +171,7 @@ def test_any_geometry(
 
 CALLS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = {
     "rows": ((6, 17), (6, 10), (), {}),
+    "many rows": ((6, 170), (6, 75), (), {}),
     "sequence": ((6, 5, 7), (6, 5, 9), (), {}),
     "convolution": ((6, 8, 8, 7), (6, 10, 8, 7), (3,), {"padding": 1}),
     "few channels": ((6, 2, 8, 7), (6, 10, 6, 5), (3,), {}),

@@ -133,6 +133,33 @@ std::optional<Result> factor(py::handle out, const at::Tensor& x, std::int64_t g
   return result(out, x, at::IntArrayRef(shape).slice(groups == 1 ? 1 : 0), beta);
 }
 
+bool is(py::handle value, std::int64_t number) { return integer(value, number) == number; }
+
+/// `gradient_second_moment` of a Linear layer, x (N, I) or (N, T, I).
+py::object linear_second_moment(py::handle x, py::handle g, py::handle reduction, py::handle out, py::handle alpha,
+                                py::handle beta) {
+  if (anyone_watches()) return py::none();
+  const at::Tensor *rows = plain_tensor(x), *gradient = plain_tensor(g);
+  if (!rows || !gradient || !is_float(*rows) || gradient->scalar_type() != rows->scalar_type()) return py::none();
+  const std::int64_t dims = rows->dim();
+  if ((dims != 2 && dims != 3) || gradient->dim() != dims) return py::none();
+  const auto positions = static_cast<std::size_t>(dims - 1);  // and the batch
+  if (rows->sizes().slice(0, positions) != gradient->sizes().slice(0, positions)) return py::none();
+  for (std::int64_t dim = 1; dim < dims; ++dim) {
+    if (rows->size(dim) == 0 || gradient->size(dim) == 0) return py::none();
+  }
+  const auto update = scales(alpha, beta, reduction, static_cast<double>(rows->size(0)));
+  if (!update) return py::none();
+  const std::array<std::int64_t, 2> shape{gradient->size(-1), rows->size(-1)};
+  const auto to = result(out, *rows, shape, update->beta);
+  if (!to) return py::none();
+  {
+    const py::gil_scoped_release unlocked;
+    linear_second_moment_(*rows, *gradient, update->alpha, update->beta, to->tensor);
+  }
+  return to->object;
+}
+
 }  // namespace
 
 py::object covariance(py::handle x, py::handle feature_dim, py::handle groups, py::handle bias, py::handle reduction,
@@ -197,6 +224,10 @@ py::object patch_covariance(py::handle x, py::handle kernel_size, py::handle str
 py::object gradient_second_moment(py::handle x, py::handle g, py::handle kernel_size, py::handle stride,
                                   py::handle padding, py::handle dilation, py::handle groups, py::handle reduction,
                                   py::handle out, py::handle alpha, py::handle beta) {
+  if (kernel_size.is_none()) {
+    const bool usual = is(stride, 1) && is(padding, 0) && is(dilation, 1) && is(groups, 1);
+    return usual ? linear_second_moment(x, g, reduction, out, alpha, beta) : py::none();
+  }
   const auto conv = convolution(x, kernel_size, stride, padding, dilation, groups);
   const at::Tensor* gradient = plain_tensor(g);
   if (!conv || !gradient || gradient->dim() != 4 || gradient->scalar_type() != conv->x.scalar_type()) return py::none();

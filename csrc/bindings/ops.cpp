@@ -140,6 +140,16 @@ void gradient_second_moment_(const at::Tensor& x, const at::Tensor& g, Pair kern
   });
 }
 
+void linear_second_moment_(const at::Tensor& x, const at::Tensor& g, double alpha, double beta, const at::Tensor& out) {
+  const ImageView pixels = features_view(x);
+  const WeightView weight{out.mutable_data_ptr(), scalar_type(out), out.size(0), out.size(1),
+                          out.stride(0),          out.stride(1),    1,           1};
+  const ConvGeometry window = geometry({1, 1}, {1, 1}, {0, 0}, {1, 1}, {pixels.height, pixels.width});
+  run("gradient_second_moment", {{"x", x}, {"g", g}}, out, [&](const Kernels& kernels, const Execution& execution) {
+    kernels.gradient_second_moment(pixels, features_view(g), window, {alpha, beta}, weight, execution);
+  });
+}
+
 std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::vector<std::int64_t>> eigh(
     const std::vector<at::Tensor>& stacks) {
   std::int64_t count = 0;

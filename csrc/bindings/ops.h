@@ -26,6 +26,9 @@ void patch_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair paddi
 void gradient_second_moment_(const at::Tensor& x, const at::Tensor& g, Pair kernel, Pair stride, Pair padding,
                              Pair dilation, double alpha, double beta, const at::Tensor& out);
 
+/// The same of a Linear layer: x (N, I), g (N, O) or x (N, T, I), g (N, T, O); out (O, I).
+void linear_second_moment_(const at::Tensor& x, const at::Tensor& g, double alpha, double beta, const at::Tensor& out);
+
 /// Eigenvalues (…, n) and eigenvectors (…, n, n) as columns, each vector contiguous, of every stack (…, n, n), float or
 /// double with any strides, all on the CPU; int32 codes of all matrices in order; and which of these, by number, were left
 /// for another solver.

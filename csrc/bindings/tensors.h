@@ -31,6 +31,13 @@ inline ImageView image_view(const at::Tensor& x) {
           x.size(3),          x.stride(0),    x.stride(1), x.stride(2), x.stride(3)};
 }
 
+/// x (N, F) or (N, T, F) as images (N, F, 1, T).
+inline ImageView features_view(const at::Tensor& x) {
+  const bool one = x.dim() == 2;
+  return {x.const_data_ptr(),  scalar_type(x), x.size(0),    x.size(-1),  1,
+          one ? 1 : x.size(1), x.stride(0),    x.stride(-1), x.stride(0), one ? 1 : x.stride(1)};
+}
+
 /// The rows of x (…, F, …) as the pixels of images (N, F, H, W); none where it takes more than three strides to walk over
 /// them.
 inline std::optional<ImageView> rows_view(const at::Tensor& x, std::int64_t feature_dim) {

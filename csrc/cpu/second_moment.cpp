@@ -4,6 +4,7 @@
 
 #include "pages.h"
 #include "panels.h"
+#include "rows.h"
 #include "simd.h"
 #include "squares.h"
 
@@ -93,11 +94,8 @@ void second_moment(const PanelKernels<T>& simd, const GradientKernels<T>& gradie
   layer.g_tiling = tile_bundles(simd, groups, outputs, false, bundled);
   if (offsets == 1 && x.height * x.width == 1 && g.height * g.width == 1 && geometry.vertical.pad == 0 &&
       geometry.horizontal.pad == 0) {
-    layer.products = Products::kRows;
-    layer.geometry = pointwise(1, x.batch);
-    layer.examples = 1;
-    layer.x_width = x.batch;
-    add(in_one_image(x), in_one_image(g));
+    add_squared_rows(simd, gradients, {in_one_image(x), layer.x_tiling}, {in_one_image(g), layer.g_tiling}, update, out,
+                     *run.parallel_for, tuning);
   } else if (form == GradientForm::kLanes) {
     // The entries of all groups for one pair of channels are those of a single row.
     layer.products = Products::kLanes;

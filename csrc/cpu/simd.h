@@ -38,6 +38,9 @@ struct PanelKernels {
   /// total += part.
   void (*add)(T* total, const T* part, std::int64_t count);
 
+  /// values = values², entry by entry.
+  void (*square)(T* values, std::int64_t count);
+
   /// out[c·stride + k] = Σ row[terms[t]·slot_size + c] over t in blocks[k], for c < width, k < block_count ≤ stride.
   /// `out` has room for `lanes` numbers more; those between, and these, hold rubbish afterwards.
   void (*combine)(const T* row, const std::int64_t* terms, const Range* blocks, std::int64_t block_count,

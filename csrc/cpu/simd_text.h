@@ -123,6 +123,13 @@ void add(T* total, const T* part, std::int64_t count) {
   for (; i < count; ++i) total[i] += part[i];
 }
 
+template <class T>
+void square(T* values, std::int64_t count) {
+  std::int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store(values + i, load(values + i) * load(values + i));
+  for (; i < count; ++i) values[i] *= values[i];
+}
+
 // Blocks are transposed as many at a time as a vector has lanes, the last ones first: a column's last vector may hold
 // more than the blocks' numbers, which those of the next column then replace.
 template <class T, int Vectors>
@@ -350,6 +357,7 @@ constexpr PanelKernels<T> kPanelKernels{
     .min_width = kLanes<T> < kTileRows ? 2 * kLanes<T> : kLanes<T>,
     .gram = gram<T>,
     .add = add<T>,
+    .square = square<T>,
     .combine = combine<T>,
     .update = update<T>,
     .interleave = interleave<T>,

@@ -61,7 +61,6 @@ class Squares {
   Band band(const Range& lines, const Range& columns) const;
   std::vector<Band> bands(std::int64_t positions) const;
   void pack(const Band& band, const Range& examples, std::int64_t task, const Packed<T>& packed) const;
-  void square(const Band& band, const Packed<T>& packed) const;
   void add(const Item& item, const Band& band, const Packed<T>& packed, const Range& units, T* sums, T* partial) const;
   void write(const Item& item, const T* sums, bool first) const;
   void sum_slices(std::int64_t slices);
@@ -191,25 +190,13 @@ void Squares<T>::pack(const Band& band, const Range& examples, std::int64_t task
   }
 }
 
-/// The square of a product of two numbers is the product of their squares.
-template <class T>
-void Squares<T>::square(const Band& band, const Packed<T>& packed) const {
-  const auto square = [&](T* values, std::int64_t size) {
-    parallel_for_(size, [values](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) values[i] *= values[i];
-    });
-  };
-  square(packed.x.get(), band.x.positions() * l_.x_tiling.channels_per_position());
-  square(packed.g.get(), band.g.positions() * l_.g_tiling.channels_per_position());
-}
-
 /// Adds to the squares of some units, or where they are not yet complete to their gradient.
 template <class T>
 void Squares<T>::add(const Item& item, const Band& band, const Packed<T>& packed, const Range& units, T* sums,
                      T* partial) const {
   const Tiling &x = l_.x_tiling, &g = l_.g_tiling;
   const std::int64_t x_panel = band.x.positions() * x.width, g_panel = band.g.positions() * g.width;
-  const bool rows = l_.products == Products::kRows, whole = band.lists == 1 && band.first && band.last;
+  const bool whole = band.lists == 1 && band.first && band.last;
   const std::int64_t read = std::max<std::int64_t>(1, bytes(x_panel + g_panel));
   const std::int64_t together = whole ? std::max<std::int64_t>(1, kReread / read) : 1;
   const auto add = l_.products == Products::kLanes ? l_.gradients.add_lanes : l_.gradients.add;
@@ -232,9 +219,9 @@ void Squares<T>::add(const Item& item, const Band& band, const Packed<T>& packed
         const std::int64_t tile = (k - item.offsets.begin) * padded_rows(item) * tile_width();
         task.runs = offset.begin(l);
         task.runs_end = offset.begin(l + 1);
-        task.fresh = band.first && l == 0 && !rows;
-        task.partial = (rows ? sums : partial) + tile;
-        task.squares = band.last && l + 1 == offset.lists() && !rows ? sums + tile : nullptr;
+        task.fresh = band.first && l == 0;
+        task.partial = partial + tile;
+        task.squares = band.last && l + 1 == offset.lists() ? sums + tile : nullptr;
         add(task);
       }
     }
@@ -319,7 +306,6 @@ template <class T>
 void Squares<T>::sum_chunk(const Band& band, const Range& examples, const Packed<T>& packed, bool first) const {
   for_each(parallel_for_, examples.size() * tasks(band),
            [&](std::int64_t task) { pack(band, examples, task, packed); });
-  if (l_.products == Products::kRows) square(band, packed);
   for_each(parallel_for_, static_cast<std::int64_t>(items_.size()), [&](std::int64_t i) {
     const Item& item = items_[static_cast<std::size_t>(i)];
     const std::int64_t size = this->size(item);
@@ -343,13 +329,6 @@ void Squares<T>::sum_chunk(const Band& band, const Range& examples, const Packed
 /// Many sums: all threads share the packed examples of a chunk, and one of them adds up all squares of an item.
 template <class T>
 void Squares<T>::sum_chunks() {
-  const std::int64_t position = bytes(l_.x_tiling.channels_per_position() + l_.g_tiling.channels_per_position());
-  if (l_.products == Products::kRows) {
-    const std::vector<Band> bands = this->bands(tuning_.packed / position);
-    const Packed<T> packed = room(bands.front(), 1);
-    for (const Band& band : bands) sum_chunk(band, {0, 1}, packed, band.first);
-    return;
-  }
   const std::int64_t height = l_.geometry.vertical.output, width = l_.geometry.horizontal.output;
   const Band band = this->band({0, height}, {0, width});
   const std::int64_t example = std::max<std::int64_t>(1, bytes(x_step(band) + g_step(band)));

@@ -14,7 +14,6 @@ namespace eigendamage::cpu {
 enum class Products {
   kPairs,  ///< each with each; the sum over an example's positions
   kLanes,  ///< each with that of the same number; likewise
-  kRows,   ///< each with each; both factors: an example is one position, and all of them are the positions of one image
 };
 
 /// A layer as it is packed, and where its squares go.
