@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <limits>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "panels.h"
@@ -29,6 +27,7 @@ struct Tools {
   const GroupSolver<T>& groups;
   const LaneSolver<T>& lanes;
   const Certificate<T>& certificate;
+  const TriangleReader<T>& triangles;
 };
 
 /// f(tools of the problem's type).
@@ -36,23 +35,11 @@ template <class F>
 void dispatch(ScalarType type, const F& f) {
   const InstructionSet& set = instruction_set();
   if (type == ScalarType::kFloat64) {
-    f(Tools<double>{set.double_precision, set.double_eigh, set.double_groups, set.double_lanes,
-                    set.double_certificate});
+    f(Tools<double>{set.double_precision, set.double_eigh, set.double_groups, set.double_lanes, set.double_certificate,
+                    set.double_triangles});
   } else {
-    f(Tools<float>{set.single_precision, set.single_eigh, set.single_groups, set.single_lanes, set.single_certificate});
-  }
-}
-
-/// Copies the lower triangle to rows `stride` apart.
-template <class T>
-void read_lower(const EighProblem& problem, std::int64_t stride, T* out) {
-  const T* matrix = static_cast<const T*>(problem.matrix);
-  for (std::int64_t i = 0; i < problem.size; ++i, matrix += problem.row_stride, out += stride) {
-    if (problem.column_stride == 1) {
-      std::copy(matrix, matrix + i + 1, out);
-    } else {
-      for (std::int64_t j = 0; j <= i; ++j) out[j] = matrix[j * problem.column_stride];
-    }
+    f(Tools<float>{set.single_precision, set.single_eigh, set.single_groups, set.single_lanes, set.single_certificate,
+                   set.single_triangles});
   }
 }
 
@@ -73,24 +60,11 @@ struct Scaling {
   T half, rest;
 };
 
-/// The largest |a[i][j]|, j ≤ i, as bits: in the order of the numbers, with infinity and NaN above them all.
+/// Copies the lower triangle, scaled, to rows `stride` apart.
 template <class T>
-auto largest_bits(std::int64_t n, std::int64_t stride, const T* a) {
-  using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  Bits largest = 0;
-  for (std::int64_t i = 0; i < n; ++i, a += stride) {
-    for (std::int64_t j = 0; j <= i; ++j) {
-      largest = std::max(largest, std::bit_cast<Bits>(a[j]) & std::numeric_limits<Bits>::max());
-    }
-  }
-  return largest;
-}
-
-template <class T>
-void scale_lower(std::int64_t n, std::int64_t stride, const Scaling<T>& scale, T* a) {
-  for (std::int64_t i = 0; i < n; ++i, a += stride) {
-    for (std::int64_t j = 0; j <= i; ++j) a[j] = scale(a[j]);
-  }
+void read_lower(const Tools<T>& tools, const EighProblem& problem, const Scaling<T>& scale, std::int64_t stride, T* a) {
+  tools.triangles.copy(problem.size, static_cast<const T*>(problem.matrix), problem.row_stride, problem.column_stride,
+                       scale.half, scale.rest, stride, a);
 }
 
 /// A thread's memory, used again from task to task. What is moderate stays for the next call: pages touched first cost
@@ -137,7 +111,7 @@ void solve_lanes(const Tools<T>& tools, const Task& task, Scratch& scratch) {
     if (problem.row_stride == n && problem.column_stride == 1) continue;
     T* const copy = staging + static_cast<std::int64_t>(lane) * staged;
     std::fill_n(copy, size, T(0));
-    read_lower(problem, n, copy);
+    read_lower(tools, problem, Scaling<T>(0), n, copy);
     lines[lane] = copy;
   }
   tools.panels.interleave(lines, size, lanes, a);
@@ -167,13 +141,12 @@ void solve_lanes(const Tools<T>& tools, const Task& task, Scratch& scratch) {
 /// Copies the lower triangle to rows `stride` apart, brought to a largest magnitude in [1/2, 1) by 2^-exponent. Returns
 /// whether it is finite.
 template <class T>
-bool read_scaled(const EighProblem& problem, std::int64_t stride, T* a, int& exponent) {
-  const std::int64_t n = problem.size;
-  read_lower(problem, stride, a);
-  const T largest = std::bit_cast<T>(largest_bits(n, stride, a));
+bool read_scaled(const Tools<T>& tools, const EighProblem& problem, std::int64_t stride, T* a, int& exponent) {
+  const T largest = tools.triangles.largest(problem.size, static_cast<const T*>(problem.matrix), problem.row_stride,
+                                            problem.column_stride);
   if (!std::isfinite(largest)) return false;
   std::frexp(largest, &exponent);
-  scale_lower(n, stride, Scaling<T>(-exponent), a);
+  read_lower(tools, problem, Scaling<T>(-exponent), stride, a);
   return true;
 }
 
@@ -189,23 +162,21 @@ struct Solution {
 template <class T>
 void finish(const Tools<T>& tools, const EighProblem& problem, const Solution<T>& solution, T* a, T* workspace) {
   const std::int64_t n = problem.size, stride = solution.stride;
-  read_lower(problem, stride, a);
-  scale_lower(n, stride, Scaling<T>(-solution.exponent), a);
+  read_lower(tools, problem, Scaling<T>(-solution.exponent), stride, a);
   if (!tools.certificate.holds(n, stride, a, solution.values, solution.vectors_t, workspace)) {
     return fail<T>(problem, kNotAccurate);
   }
-  std::vector<std::pair<T, std::int64_t>> order;
-  order.reserve(static_cast<std::size_t>(n));
+  T *const found = workspace, *const ranks = workspace + eigh_stride(n);
   const Scaling<T> up(solution.exponent);
-  for (std::int64_t k = 0; k < n; ++k) order.emplace_back(up(solution.values[k]) + T(0), k);  // −0 becomes 0
-  std::sort(order.begin(), order.end());
-  if (!std::isfinite(order.front().first) || !std::isfinite(order.back().first)) return fail<T>(problem, kOverflow);
-  T *value = static_cast<T*>(problem.values), *vector = static_cast<T*>(problem.vectors_t);
-  for (const auto& [found, k] : order) {
-    *value++ = found;
-    tools.certificate.choose_sign(n, solution.vectors_t + k * stride, vector);
-    vector += n;
+  for (std::int64_t k = 0; k < n; ++k) found[k] = up(solution.values[k]) + T(0);  // −0 becomes 0
+  tools.certificate.rank(n, found, ranks);
+  T *const values = static_cast<T*>(problem.values), *const vectors = static_cast<T*>(problem.vectors_t);
+  for (std::int64_t k = 0; k < n; ++k) {
+    const auto place = static_cast<std::int64_t>(ranks[k]);
+    values[place] = found[k];
+    tools.certificate.choose_sign(n, solution.vectors_t + k * stride, vectors + place * n);
   }
+  if (!std::isfinite(values[0]) || !std::isfinite(values[n - 1])) return fail<T>(problem, kOverflow);
   *problem.code = kSolved;
 }
 
@@ -228,7 +199,7 @@ void solve_group(const Tools<T>& tools, const Task& task, Scratch& scratch) {
   for (std::size_t m = 0; m < task.problems.size(); ++m) {
     const EighProblem& problem = *task.problems[m];
     vectors_t[m] = vectors + static_cast<std::int64_t>(m) * one + kSpareRows * group_stride(problem.size);
-    if (!read_scaled(problem, eigh_stride(problem.size), a, exponents[m])) {
+    if (!read_scaled(tools, problem, eigh_stride(problem.size), a, exponents[m])) {
       fail<T>(problem, kNotFinite);
       continue;
     }
@@ -257,7 +228,7 @@ void solve_one(const Tools<T>& tools, const EighProblem& problem, Scratch& scrat
   T *const a = memory, *const vectors = a + n * stride, *const values = vectors + n * stride,
            *const workspace = values + stride;
   Solution<T> solution{0, values, vectors, stride};
-  if (!read_scaled(problem, stride, a, solution.exponent)) return fail<T>(problem, kNotFinite);
+  if (!read_scaled(tools, problem, stride, a, solution.exponent)) return fail<T>(problem, kNotFinite);
   if (tools.one.hybrid(n, a, values, vectors, workspace) != 0) return fail<T>(problem, kNotAccurate);
   finish(tools, problem, solution, a, workspace);
 }

@@ -18,6 +18,10 @@ struct Certificate {
   /// Makes the component of largest magnitude, the first of equals, positive in a vector (n), and −0 to 0: out may be in, of which
   /// eigh_stride(n) numbers are readable.
   void (*choose_sign)(std::int64_t n, const T* in, T* out);
+
+  /// ranks[k] = the place of values[k] in ascending order, equals in the order of k. Of both arrays eigh_stride(n) numbers
+  /// are touched.
+  void (*rank)(std::int64_t n, const T* values, T* ranks);
 };
 
 }  // namespace eigendamage::cpu

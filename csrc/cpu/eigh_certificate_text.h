@@ -146,7 +146,22 @@ void choose_sign(std::int64_t n, const T* in, T* out) {
 }
 
 template <class T>
-constexpr Certificate<T> kCertificate{.holds = certificate_holds<T>, .choose_sign = choose_sign<T>};
+void rank_values(std::int64_t n, const T* values, T* ranks) {
+  for (std::int64_t first = 0; first < n; first += kLanes<T>) {
+    const Vector<T> value = load(values + first), place = lane_numbers<T>() + static_cast<T>(first);
+    Vector<T> rank{};
+    for (std::int64_t k = 0; k < n; ++k) {
+      const Vector<T> other = spread(values[k]);
+      const auto before = (other < value) | ((other == value) & (spread(static_cast<T>(k)) < place));
+      rank += before ? spread(T(1)) : Vector<T>{};
+    }
+    store(ranks + first, rank);
+  }
+}
+
+template <class T>
+constexpr Certificate<T> kCertificate{
+    .holds = certificate_holds<T>, .choose_sign = choose_sign<T>, .rank = rank_values<T>};
 
 }  // namespace
 }  // namespace eigendamage::cpu::EIGENDAMAGE_LEVEL

@@ -8,6 +8,7 @@
 #include "eigh_group.h"
 #include "eigh_hybrid.h"
 #include "eigh_lanes.h"
+#include "eigh_triangle.h"
 #include "gradients.h"
 #include "plan.h"
 
@@ -80,6 +81,8 @@ struct InstructionSet {
   LaneSolver<double> double_lanes;
   Certificate<float> single_certificate;
   Certificate<double> double_certificate;
+  TriangleReader<float> single_triangles;
+  TriangleReader<double> double_triangles;
 };
 
 extern const InstructionSet kGeneric;

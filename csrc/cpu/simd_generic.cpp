@@ -7,6 +7,7 @@
 #include "eigh_group_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
+#include "eigh_triangle_text.h"
 #include "gradients_text.h"
 
 namespace eigendamage::cpu {
@@ -25,6 +26,8 @@ const InstructionSet kGeneric{
     generic::lanes::kLaneSolver<double>,
     generic::kCertificate<float>,
     generic::kCertificate<double>,
+    generic::triangle::kTriangleReader<float>,
+    generic::triangle::kTriangleReader<double>,
 };
 
 }  // namespace eigendamage::cpu

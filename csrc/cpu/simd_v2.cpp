@@ -10,6 +10,7 @@
 #include "eigh_group_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
+#include "eigh_triangle_text.h"
 #include "gradients_text.h"
 
 namespace eigendamage::cpu {
@@ -28,6 +29,8 @@ const InstructionSet kX86V2{
     v2::lanes::kLaneSolver<double>,
     v2::kCertificate<float>,
     v2::kCertificate<double>,
+    v2::triangle::kTriangleReader<float>,
+    v2::triangle::kTriangleReader<double>,
 };
 
 }  // namespace eigendamage::cpu

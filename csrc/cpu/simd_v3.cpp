@@ -10,6 +10,7 @@
 #include "eigh_group_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
+#include "eigh_triangle_text.h"
 #include "gradients_text.h"
 
 namespace eigendamage::cpu {
@@ -28,6 +29,8 @@ const InstructionSet kX86V3{
     v3::lanes::kLaneSolver<double>,
     v3::kCertificate<float>,
     v3::kCertificate<double>,
+    v3::triangle::kTriangleReader<float>,
+    v3::triangle::kTriangleReader<double>,
 };
 
 }  // namespace eigendamage::cpu

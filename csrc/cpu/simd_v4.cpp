@@ -10,6 +10,7 @@
 #include "eigh_group_text.h"
 #include "eigh_hybrid_text.h"
 #include "eigh_lanes_text.h"
+#include "eigh_triangle_text.h"
 #include "gradients_text.h"
 
 namespace eigendamage::cpu {
@@ -28,6 +29,8 @@ const InstructionSet kX86V4{
     v4::lanes::kLaneSolver<double>,
     v4::kCertificate<float>,
     v4::kCertificate<double>,
+    v4::triangle::kTriangleReader<float>,
+    v4::triangle::kTriangleReader<double>,
 };
 
 }  // namespace eigendamage::cpu

@@ -147,6 +147,16 @@ void for_every_set(const Body& body) {
   }
 }
 
+/// The one for T.
+template <class T, class Single, class Double>
+const auto& pick_tools(const Single& single, const Double& twofold) {
+  if constexpr (sizeof(T) == 4) {
+    return single;
+  } else {
+    return twofold;
+  }
+}
+
 /// All sizes up to 20, and those around the sizes where the ways to solve part.
 std::vector<std::int64_t> sizes() {
   std::vector<std::int64_t> chosen;
@@ -270,14 +280,8 @@ TEST(a_matrix_too_large_for_the_kernel_is_left) {
 
 TEST(the_certificate_is_near_its_gate) {
   for_every_set([]<class T>(T, const std::string& name) {
-    const auto& set = cpu::instruction_set();
-    const auto& certificate = [&]() -> const cpu::Certificate<T>& {
-      if constexpr (sizeof(T) == 4) {
-        return set.single_certificate;
-      } else {
-        return set.double_certificate;
-      }
-    }();
+    const auto& certificate =
+        pick_tools<T>(cpu::instruction_set().single_certificate, cpu::instruction_set().double_certificate);
     Random random(6);
     std::normal_distribution<double> normal;
     for (const std::int64_t n : {12, 17, 50}) {
@@ -308,6 +312,60 @@ TEST(the_certificate_is_near_its_gate) {
           }
           CHECK(holds() == (size < 1), name + " vectors, n = " + std::to_string(n) + ", " + std::to_string(size));
         }
+      }
+    }
+  });
+}
+
+TEST(a_triangle_is_read_whole_and_nothing_else) {
+  for_every_set([]<class T>(T, const std::string& name) {
+    const auto& triangles =
+        pick_tools<T>(cpu::instruction_set().single_triangles, cpu::instruction_set().double_triangles);
+    for (const std::int64_t n : {1, 3, 4, 8, 15, 16, 17, 31, 33, 40}) {
+      for (const std::int64_t step : {1, 2}) {
+        const std::string where = name + ", n = " + std::to_string(n) + ", step " + std::to_string(step);
+        const std::int64_t row = n * step, stride = n + 1;
+        std::vector<T> matrix(at(((n - 1) * n + n - 1) * step + 1), T(kInfinity)), a(at(n * stride), T(-1));
+        const auto entry = [&](std::int64_t i, std::int64_t j) -> T& { return matrix[at(i * row + j * step)]; };
+        for (std::int64_t i = 0; i < n; ++i) {
+          for (std::int64_t j = 0; j <= i; ++j) entry(i, j) = static_cast<T>(i * n + j + 1);
+        }
+        triangles.copy(n, matrix.data(), row, step, T(0.5), T(8), stride, a.data());
+        for (std::int64_t i = 0; i < n; ++i) {
+          for (std::int64_t j = 0; j < stride; ++j) {
+            CHECK(a[at(i * stride + j)] == (j <= i ? 4 * entry(i, j) : T(-1)), where + ", copy");
+          }
+          for (std::int64_t j = 0; j <= i; ++j) {
+            const T kept = entry(i, j), huge = std::numeric_limits<T>::max();
+            const auto largest = [&] { return triangles.largest(n, matrix.data(), row, step); };
+            entry(i, j) = -huge;
+            CHECK(largest() == huge, where + ", largest");
+            entry(i, j) = -std::numeric_limits<T>::quiet_NaN();
+            CHECK(std::isnan(largest()), where + ", NaN");
+            entry(i, j) = kept;
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(values_are_ranked_with_equals_in_their_order) {
+  for_every_set([]<class T>(T, const std::string& name) {
+    const auto& certificate =
+        pick_tools<T>(cpu::instruction_set().single_certificate, cpu::instruction_set().double_certificate);
+    Random random(7);
+    for (std::int64_t n = 1; n <= 40; ++n) {
+      std::vector<T> values(at(cpu::eigh_stride(n)), T(-kInfinity)), ranks(values);
+      std::vector<std::pair<T, std::int64_t>> order;
+      for (std::int64_t k = 0; k < n; ++k) {
+        values[at(k)] = static_cast<T>(pick(random, -9, 9));
+        order.emplace_back(values[at(k)], k);
+      }
+      std::sort(order.begin(), order.end());
+      certificate.rank(n, values.data(), ranks.data());
+      for (std::int64_t place = 0; place < n; ++place) {
+        CHECK(ranks[at(order[at(place)].second)] == static_cast<T>(place), name + ", n = " + std::to_string(n));
       }
     }
   });
