@@ -13,16 +13,16 @@ from typing import Any
 
 from benchmarks.contest import Record, fastest
 
-# op -> (heading, the usual way where it has been measured)
+# op -> (heading, the usual way where it has been measured, the cases that may be shown)
 KERNELS = {
-    "channel_covariance": ("channel covariance", "channel_im2col"),
-    "patch_covariance": ("patch covariance", "patch_unfold"),
-    "gradient_second_moment": ("second moment", "moment_unfold"),
-    "eigh": ("eigh", "torch"),
+    "channel_covariance": ("channel covariance", "channel_im2col", ""),
+    "patch_covariance": ("patch covariance", "patch_unfold", ""),
+    "gradient_second_moment": ("second moment", "moment_unfold", ""),
+    "eigh": ("eigh", "torch", r"\d+ of (8|16|32|64|128|256|576|1024) float32|factors"),
 }
 MOST_ROWS = 8  # of a kernel
 
-WIDTH, LEFT, RIGHT, ROW, HEAD = 760, 250, 40, 22, 34
+WIDTH, LEFT, RIGHT, ROW, HEAD = 790, 280, 40, 22, 34
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f; }
 .muted { fill: #59636e; } .grid { stroke: #d1d9e0; } .one { stroke: #59636e; stroke-dasharray: 4 3; }
@@ -46,11 +46,12 @@ class Row:
 
 
 def rows(records: Sequence[Record], most: int = MOST_ROWS) -> list[Row]:
-    """The cases shown: the first `most` of each kernel."""
+    """The cases shown: the first of each kernel, but of eigh, whose cases are sizes, from small to large."""
     found = []
-    for op, (kernel, usual) in KERNELS.items():
-        chosen = [r for r in records if r["op"] == op and r.get("baselines ms")]
-        for record in chosen[:most]:
+    for op, (kernel, usual, cases) in KERNELS.items():
+        named = [r for r in records if r["op"] == op and r.get("baselines ms") and re.match(cases, r["case"])]
+        step = max(1, len(named) // most) if cases else 1
+        for record in named[::step][:most]:
             ratios = record["times faster"]
             name = usual if usual in ratios else max(ratios, key=lambda n: ratios[n])
             label = record["case"].removeprefix(f"{kernel} ").removeprefix(f"{kernel.split()[0]} ")
