@@ -83,7 +83,9 @@ setup(
     ext_modules=[
         CppExtension(
             "eigendamage_ext._C",
-            sorted(glob("csrc/cpu/*.cpp") + glob("csrc/bindings/*.cpp"))
+            sorted(
+                path for folder in ("lag_form", "cpu", "bindings") for path in glob(f"csrc/{folder}/*.cpp")
+            )
             + ([] if cuda_sources else ["csrc/cuda/unavailable.cpp"]),
             extra_compile_args=CXX_FLAGS,
             libraries=["cudart"] if cuda_sources else [],

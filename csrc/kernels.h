@@ -16,10 +16,16 @@ struct Update {
   double alpha, beta;
 };
 
-/// Where a kernel runs. CPU kernels use `parallel_for`; CUDA kernels enqueue on `stream` (a cudaStream_t).
+/// Memory of a device that lives until all that the caller enqueues on its stream is done, aligned to 256 bytes.
+using Scratch = std::function<void*(std::int64_t bytes)>;
+
+/// Where a kernel runs. CPU kernels use `parallel_for`. CUDA kernels enqueue on `stream` (a cudaStream_t of the current
+/// device) and return; what they need besides their arguments is `scratch`.
 struct Execution {
-  const ParallelFor* parallel_for;
-  void* stream;
+  const ParallelFor* parallel_for = nullptr;
+  void* stream = nullptr;
+  const Scratch* scratch = nullptr;
+  bool tf32 = false;  ///< whether factors of products of floats may be rounded to TF32
 };
 
 /// The compiled core: one entry per kernel, the same for every backend. Callers have checked shapes, types and overlap.

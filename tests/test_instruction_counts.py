@@ -27,9 +27,11 @@ TOLERANCE, OTHER_TOLERANCE = 1.05, 1.6
 
 
 def objects() -> list[Path]:
-    """What `make build` compiled of csrc/cpu, for this Python."""
+    """What `make build` compiled of the CPU kernels, for this Python."""
     platform = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-    sources = sorted((REPOSITORY / "csrc" / "cpu").glob("*.cpp"))
+    sources = sorted(
+        path for folder in ("cpu", "lag_form") for path in (REPOSITORY / "csrc" / folder).glob("*.cpp")
+    )
     return [
         REPOSITORY / "build" / f"temp.{platform}" / source.relative_to(REPOSITORY).with_suffix(".o")
         for source in sources

@@ -1,5 +1,6 @@
 #include "ops.h"
 
+#include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -47,9 +48,17 @@ void run(const char* op, std::initializer_list<Input> inputs, const at::Tensor& 
   const at::Tensor& x = inputs.begin()->second;
   const c10::DeviceGuard guard(x.device());
   const Kernels& kernels = kernels_for(x.device());
-  const ParallelFor parallel_for = torch_threads();
-  void* stream = x.is_cpu() ? nullptr : at::accelerator::getCurrentStream(x.device().index()).native_handle();
-  launch(kernels, Execution{&parallel_for, stream});
+  if (x.is_cpu()) {
+    const ParallelFor parallel_for = torch_threads();
+    return launch(kernels, Execution{.parallel_for = &parallel_for});
+  }
+  std::vector<at::Tensor> kept;  // torch reuses their memory in the order of the stream
+  const Scratch scratch = [&](std::int64_t bytes) {
+    kept.push_back(at::empty({bytes}, x.options().dtype(at::kByte)));
+    return kept.back().mutable_data_ptr();
+  };
+  void* stream = at::accelerator::getCurrentStream(x.device().index()).native_handle();
+  launch(kernels, Execution{.stream = stream, .scratch = &scratch, .tf32 = at::globalContext().allowTF32CuBLAS()});
 }
 
 /// Calls launch(kernels, factor view, execution), on a copy of `out` where its rows are not contiguous.
@@ -165,7 +174,7 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::ve
     add_problems(stack, values.back(), vectors.back(), code + problems.size(), problems);
   }
   const ParallelFor parallel_for = torch_threads();
-  cpu_kernels()->eigh(problems.data(), count, {&parallel_for, nullptr});
+  cpu_kernels()->eigh(problems.data(), count, {.parallel_for = &parallel_for});
   std::vector<std::int64_t> left;
   for (std::int64_t i = 0; i < count; ++i) {
     if (code[i] == kNotAccurate) left.push_back(i);

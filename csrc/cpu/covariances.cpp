@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "../lag_form/plan.h"
 #include "panels.h"
-#include "plan.h"
 #include "simd.h"
 
 namespace eigendamage::cpu {

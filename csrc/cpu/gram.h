@@ -4,8 +4,8 @@
 #include <functional>
 
 #include "../kernels.h"
+#include "../lag_form/plan.h"
 #include "panels.h"
-#include "plan.h"
 #include "simd.h"
 
 namespace eigendamage::cpu {

@@ -3,8 +3,8 @@
 #include <cstdint>
 
 #include "../kernels.h"
+#include "../lag_form/plan.h"
 #include "panels.h"
-#include "plan.h"
 #include "simd.h"
 
 namespace eigendamage::cpu {

@@ -5,9 +5,9 @@
 #include <new>
 #include <vector>
 
+#include "../lag_form/plan.h"
 #include "../views.h"
 #include "pages.h"
-#include "plan.h"
 #include "simd.h"
 
 namespace eigendamage::cpu {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../lag_form/plan.h"
 #include "panels.h"
-#include "plan.h"
 #include "simd.h"
 
 namespace eigendamage::cpu {

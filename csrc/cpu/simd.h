@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../lag_form/plan.h"
 #include "../views.h"
 #include "eigh_certificate.h"
 #include "eigh_group.h"
@@ -10,7 +11,6 @@
 #include "eigh_lanes.h"
 #include "eigh_triangle.h"
 #include "gradients.h"
-#include "plan.h"
 
 namespace eigendamage::cpu {
 

@@ -31,7 +31,7 @@ double distance(std::vector<double> a, const std::vector<double>& b) {
 TEST(float_sums_are_as_accurate_as_a_float_matrix_product) {
   const ConvGeometry geometry{{3, 1, 1, 1, 24}, {3, 1, 1, 1, 20}};
   const ParallelFor parallel_for = testing::threads(1);
-  const Execution run{&parallel_for, nullptr};
+  const Execution run{&parallel_for};
   for (const double mean : {0.0, 2.0}) {
     Random random(1);
     Images x({16, 5, 24, 20}, ScalarType::kFloat32, testing::Layout::kPlanes);
@@ -63,14 +63,14 @@ TEST(alpha_adds_no_rounding_of_its_own) {
   Output out(1, 1, ScalarType::kFloat32, 0, random);
   for (int count = 1; count < 50; ++count) {
     const double alpha = 1.0 / count;
-    cpu::covariance(x.view(), false, {alpha, 0}, out.view(), {&parallel_for, nullptr}, {});
+    cpu::covariance(x.view(), false, {alpha, 0}, out.view(), {&parallel_for}, {});
     CHECK(out.at(0, 0, 0) == static_cast<double>(static_cast<float>(9 * alpha)), std::to_string(count));
   }
 }
 
 TEST(errors_of_short_and_of_one_sided_sums_stay_small) {
   const ParallelFor parallel_for = testing::threads(1);
-  const Execution run{&parallel_for, nullptr};
+  const Execution run{&parallel_for};
   for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
     cpu::force_instruction_set(*set);
     Random random(4);
@@ -105,7 +105,7 @@ TEST(double_sums_are_accurate_to_rounding) {
   for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
     cpu::force_instruction_set(*set);
     Output out(1, 46, ScalarType::kFloat64, 0, random);
-    cpu::patch_covariance(x.view(), geometry, true, {1, 0}, out.view(), {&parallel_for, nullptr}, {});
+    cpu::patch_covariance(x.view(), geometry, true, {1, 0}, out.view(), {&parallel_for}, {});
     const double error = distance(out.values(), exact) / norm(exact);
     CHECK(error < 1e-15, std::string(set->name) + " " + std::to_string(error * 1e15) + "e-15");
   }

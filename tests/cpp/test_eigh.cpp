@@ -127,14 +127,14 @@ void solve(std::vector<Problem<T>>& problems, std::int64_t threads) {
   std::vector<EighProblem> views;
   for (Problem<T>& problem : problems) views.push_back(problem.view());
   const ParallelFor parallel_for = testing::threads(threads);
-  cpu::eigh(views.data(), static_cast<std::int64_t>(views.size()), {&parallel_for, nullptr});
+  cpu::eigh(views.data(), static_cast<std::int64_t>(views.size()), {&parallel_for});
 }
 
 template <class T>
 void solve_alone(Problem<T>& problem) {
   const EighProblem view = problem.view();
   const ParallelFor parallel_for = testing::threads(1);
-  cpu::eigh(&view, 1, {&parallel_for, nullptr});
+  cpu::eigh(&view, 1, {&parallel_for});
 }
 
 /// body(T{}, name) for both types under every instruction set of this CPU.
@@ -262,10 +262,10 @@ TEST(both_types_and_empty_matrices_share_a_list) {
   Problem<double> twofold(5, Kind::kNormal, 1, 1, random), large(30, Kind::kCovariance, 1, 1, random);
   const EighProblem views[] = {single.view(), none.view(), twofold.view(), large.view()};
   const ParallelFor parallel_for = testing::threads(2);
-  cpu::eigh(views, 4, {&parallel_for, nullptr});
+  cpu::eigh(views, 4, {&parallel_for});
   CHECK(single.fault().empty() && twofold.fault().empty() && large.fault().empty(), "both solved");
   CHECK(none.code() == kSolved, "nothing to solve");
-  cpu::eigh(nullptr, 0, {&parallel_for, nullptr});
+  cpu::eigh(nullptr, 0, {&parallel_for});
 }
 
 TEST(a_matrix_too_large_for_the_kernel_is_left) {
@@ -274,7 +274,7 @@ TEST(a_matrix_too_large_for_the_kernel_is_left) {
   std::int32_t code = -1;
   const EighProblem problem{numbers.data(), ScalarType::kFloat32, n, n, 1, values.data(), numbers.data(), &code};
   const ParallelFor parallel_for = testing::threads(1);
-  cpu::eigh(&problem, 1, {&parallel_for, nullptr});
+  cpu::eigh(&problem, 1, {&parallel_for});
   CHECK(code == kNotAccurate && std::isnan(values.back()), std::to_string(code));
 }
 

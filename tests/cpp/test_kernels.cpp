@@ -72,7 +72,7 @@ void check_kernel(Random& random, std::int64_t groups, std::int64_t size, const 
   const std::vector<double> before = out.values();
   if (update.beta == 0) out.fill(kNan);
   const ParallelFor parallel_for = testing::threads(pick(random, 0, 4) ? 1 : 3);
-  launch(update, out.view(), Execution{&parallel_for, nullptr});
+  launch(update, out.view(), Execution{&parallel_for});
   check_output(out, before, sum, update,
                message + " groups " + std::to_string(groups) + " " + cpu::instruction_set().name);
 }
@@ -282,7 +282,7 @@ TEST(non_finite_numbers_show_in_their_channel_and_nowhere_else) {
       x.set(0, 3, 4, 1, kNan);
       x.set(0, 1, 2, 1, std::numeric_limits<double>::infinity());  // where no window reads
       const ParallelFor parallel_for = testing::threads(1);
-      const Execution run{&parallel_for, nullptr};
+      const Execution run{&parallel_for};
       Output channel(1, 5, ScalarType::kFloat32, 0, random), patch(1, 20, ScalarType::kFloat32, 0, random);
       cpu::channel_covariance(x.view(), geometry, {1, 0}, channel.view(), run, {});
       cpu::patch_covariance(x.view(), geometry, false, {1, 0}, patch.view(), run, {form, {}});

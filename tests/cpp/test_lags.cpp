@@ -3,8 +3,8 @@
 #include <utility>
 
 #include "check.h"
-#include "cpu/lags.h"
 #include "images.h"
+#include "lag_form/lags.h"
 
 using namespace eigendamage;
 
@@ -43,13 +43,13 @@ std::string describe(const ConvAxis& axis, std::int64_t size) {
 TEST(every_window_is_the_disjoint_union_of_its_segments) {
   for_every_axis([](const ConvAxis& axis, std::int64_t size) {
     std::set<std::pair<std::int64_t, std::int64_t>> seen;
-    for (const cpu::AxisGroup& group : cpu::axis_groups(axis, size)) {
-      for (const cpu::OffsetPair& pair : group.pairs) {
+    for (const AxisGroup& group : axis_groups(axis, size)) {
+      for (const OffsetPair& pair : group.pairs) {
         CHECK(seen.insert({pair.i, pair.j}).second, describe(axis, size));
         CHECK(group.lag == axis.dilation * (pair.j - pair.i), describe(axis, size));
         std::multiset<std::int64_t> lines;
         for (std::int64_t s = pair.begin; s < pair.end; ++s) {
-          const cpu::Segment& segment = group.segments[static_cast<std::size_t>(s)];
+          const Segment& segment = group.segments[static_cast<std::size_t>(s)];
           for (std::int64_t u = 0; u < segment.count; ++u) lines.insert(segment.first + segment.step * u);
         }
         const std::set<std::int64_t> expected = lines_read(axis, size, pair.i, pair.j);
@@ -62,17 +62,17 @@ TEST(every_window_is_the_disjoint_union_of_its_segments) {
 
 TEST(segments_of_a_group_share_no_line_and_none_is_useless) {
   for_every_axis([](const ConvAxis& axis, std::int64_t size) {
-    for (const cpu::AxisGroup& group : cpu::axis_groups(axis, size)) {
+    for (const AxisGroup& group : axis_groups(axis, size)) {
       std::set<std::int64_t> lines, used;
       std::size_t total = 0;
-      for (const cpu::Segment& segment : group.segments) {
+      for (const Segment& segment : group.segments) {
         CHECK(segment.count > 0, describe(axis, size));
         CHECK(lines.empty() || segment.first > *lines.rbegin(), describe(axis, size));
         for (std::int64_t u = 0; u < segment.count; ++u) lines.insert(segment.first + segment.step * u);
         total += static_cast<std::size_t>(segment.count);
       }
       CHECK(lines.size() == total, describe(axis, size));
-      for (const cpu::OffsetPair& pair : group.pairs) {
+      for (const OffsetPair& pair : group.pairs) {
         for (std::int64_t s = pair.begin; s < pair.end; ++s) used.insert(s);
       }
       CHECK(used.size() == group.segments.size(), describe(axis, size));
@@ -84,8 +84,8 @@ TEST(pairs_share_a_group_exactly_when_lag_and_residue_agree) {
   for_every_axis([](const ConvAxis& axis, std::int64_t size) {
     std::map<std::pair<std::int64_t, std::int64_t>, int> groups;
     int index = 0;
-    for (const cpu::AxisGroup& group : cpu::axis_groups(axis, size)) {
-      for (const cpu::OffsetPair& pair : group.pairs) {
+    for (const AxisGroup& group : axis_groups(axis, size)) {
+      for (const OffsetPair& pair : group.pairs) {
         const std::int64_t start = axis.dilation * pair.i - axis.pad + 100 * axis.stride;
         const auto [entry, added] = groups.insert({{group.lag, start % axis.stride}, index});
         CHECK(entry->second == index, describe(axis, size));

@@ -5,9 +5,9 @@
 
 #include "check.h"
 #include "cpu/panels.h"
-#include "cpu/plan.h"
 #include "cpu/runs.h"
 #include "images.h"
+#include "lag_form/plan.h"
 
 using namespace eigendamage;
 using testing::pick;
@@ -33,10 +33,10 @@ std::string describe(const Problem& problem) {
   return testing::describe(x, problem.geometry);
 }
 
-std::map<Pixel, std::int64_t> pixels_of(const cpu::Plan& plan, const cpu::Slot& slot) {
+std::map<Pixel, std::int64_t> pixels_of(const Plan& plan, const Slot& slot) {
   std::map<Pixel, std::int64_t> pixels;
   for (std::int64_t i = slot.rectangles.begin; i < slot.rectangles.end; ++i) {
-    const cpu::Rectangle& r = plan.rectangles[static_cast<std::size_t>(i)];
+    const Rectangle& r = plan.rectangles[static_cast<std::size_t>(i)];
     for (std::int64_t v = 0; v < r.rows; ++v) {
       for (std::int64_t u = 0; u < r.columns; ++u) {
         pixels[{r.row + v * r.row_step, r.column + u * r.column_step}] += r.weight;
@@ -47,7 +47,7 @@ std::map<Pixel, std::int64_t> pixels_of(const cpu::Plan& plan, const cpu::Slot& 
 }
 
 /// What a block sums: how often each pixel, and with which lag.
-std::map<Pixel, std::int64_t> pixels_of(const cpu::Plan& plan, const cpu::Range& terms) {
+std::map<Pixel, std::int64_t> pixels_of(const Plan& plan, const Range& terms) {
   std::map<Pixel, std::int64_t> pixels;
   for (std::int64_t t = terms.begin; t < terms.end; ++t) {
     const auto slot = static_cast<std::size_t>(plan.terms[static_cast<std::size_t>(t)]);
@@ -63,7 +63,7 @@ TEST(a_block_of_the_patch_plan_sums_each_pixel_of_its_windows_once) {
   for (int i = 0; i < 60; ++i) {
     const Problem problem = random_problem(random);
     const ConvAxis &v = problem.geometry.vertical, &h = problem.geometry.horizontal;
-    const cpu::Plan plan = cpu::patch_plan(problem.geometry, problem.height, problem.width);
+    const Plan plan = patch_plan(problem.geometry, problem.height, problem.width);
     std::map<std::tuple<std::int64_t, std::int64_t>, std::map<Pixel, std::int64_t>> expected;
     const auto inside = [&](std::int64_t row, std::int64_t column) {
       return 0 <= row && row < problem.height && 0 <= column && column < problem.width;
@@ -80,10 +80,10 @@ TEST(a_block_of_the_patch_plan_sums_each_pixel_of_its_windows_once) {
             if (inside(row, column) && inside(row + down, column + right)) ++expected_pixels[{row, column}];
           }
         }
-        const cpu::Range terms = plan.blocks[static_cast<std::size_t>(k1 * plan.offsets + k2)];
+        const Range terms = plan.blocks[static_cast<std::size_t>(k1 * plan.offsets + k2)];
         CHECK(pixels_of(plan, terms) == expected_pixels, describe(problem));
         for (std::int64_t g = 0; g < static_cast<std::int64_t>(plan.groups.size()); ++g) {
-          const cpu::LagGroup& group = plan.groups[static_cast<std::size_t>(g)];
+          const LagGroup& group = plan.groups[static_cast<std::size_t>(g)];
           for (std::int64_t t = terms.begin; t < terms.end; ++t) {
             const std::int64_t slot = plan.terms[static_cast<std::size_t>(t)];
             if (slot < group.slots.begin || slot >= group.slots.end) continue;
@@ -110,7 +110,7 @@ TEST(the_channel_plan_weighs_each_pixel_by_the_windows_that_cover_it) {
         if (0 <= row && row < problem.height && 0 <= column && column < problem.width) ++expected[{row, column}];
       }
     }
-    const cpu::Plan plan = cpu::channel_plan(problem.geometry, problem.height, problem.width);
+    const Plan plan = channel_plan(problem.geometry, problem.height, problem.width);
     CHECK(pixels_of(plan, plan.blocks[0]) == expected, describe(problem));
   }
 }
@@ -119,13 +119,13 @@ TEST(boxes_and_their_run_lists_visit_every_position_of_a_slot_as_often_as_it_wei
   Random random(3);
   for (int i = 0; i < 150; ++i) {
     const Problem problem = random_problem(random);
-    const cpu::Plan plan = pick(random, 0, 1) ? cpu::patch_plan(problem.geometry, problem.height, problem.width)
-                                              : cpu::channel_plan(problem.geometry, problem.height, problem.width);
+    const Plan plan = pick(random, 0, 1) ? patch_plan(problem.geometry, problem.height, problem.width)
+                                         : channel_plan(problem.geometry, problem.height, problem.width);
     const std::int64_t images = pick(random, 0, 5), budget = pick(random, 1, 600);
     const std::int64_t listed = pick(random, 1, cpu::kMaxListed);
     const std::vector<cpu::Box> boxes = cpu::split_boxes(plan, images, budget);
     CHECK(!boxes.empty(), describe(problem));
-    for (const cpu::Slot& slot : plan.slots) {
+    for (const Slot& slot : plan.slots) {
       std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::int64_t> visits;
       for (const cpu::Box& box : boxes) {
         std::int64_t last = listed, last_weight = 0;
@@ -161,7 +161,7 @@ TEST(a_box_packs_all_that_its_lags_reach_and_keeps_to_the_budget) {
   Random random(4);
   for (int i = 0; i < 500; ++i) {
     const Problem problem = random_problem(random);
-    const cpu::Plan plan = cpu::patch_plan(problem.geometry, problem.height, problem.width);
+    const Plan plan = patch_plan(problem.geometry, problem.height, problem.width);
     const std::int64_t images = pick(random, 1, 9), budget = pick(random, 1, 400);
     const std::int64_t thin = (3 * plan.reach_down + 1) * 2 * (3 * plan.reach_right + 1);
     for (const cpu::Box& box : cpu::split_boxes(plan, images, budget)) {

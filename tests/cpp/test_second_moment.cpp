@@ -150,7 +150,7 @@ TEST(second_moment_equals_the_reference) {
     const std::vector<double> before = out.values();
     if (update.beta == 0) out.fill([] { return NAN; });
     const ParallelFor parallel_for = testing::threads(to_threads(random));
-    cpu::gradient_second_moment(x.view(), g.view(), p.geometry, update, out.view(), {&parallel_for, nullptr}, tuning);
+    cpu::gradient_second_moment(x.view(), g.view(), p.geometry, update, out.view(), {&parallel_for}, tuning);
     const std::vector<double> after = out.values();
     std::size_t wrong = 0;
     for (std::size_t at = 0; at < sum.size(); ++at) {
@@ -182,8 +182,7 @@ TEST(threads_change_no_bit) {
           g.fill_normal(random, 0);
           Weight out(36, 36 / groups, convolution, ScalarType::kFloat32, random);
           const ParallelFor parallel_for = testing::threads(threads);
-          cpu::gradient_second_moment(x.view(), g.view(), convolution, {0.3, 0.7}, out.view(), {&parallel_for, nullptr},
-                                      limits);
+          cpu::gradient_second_moment(x.view(), g.view(), convolution, {0.3, 0.7}, out.view(), {&parallel_for}, limits);
           if (threads == 1) alone = out.values();
           CHECK(out.values() == alone, std::to_string(threads) + " threads, groups " + std::to_string(groups));
         }
@@ -208,8 +207,7 @@ TEST(float_sums_of_many_positions_and_examples_stay_accurate) {
         x.fill_normal(random, 2);  // roundings of one sign would add up
         g.fill_normal(random, 2);
         Weight out(3, 2, geometry, ScalarType::kFloat32, random);
-        cpu::gradient_second_moment(x.view(), g.view(), geometry, {1, 0}, out.view(), {&parallel_for, nullptr},
-                                    {.sums = sums});
+        cpu::gradient_second_moment(x.view(), g.view(), geometry, {1, 0}, out.view(), {&parallel_for}, {.sums = sums});
         const std::vector<double> exact = reference::gradient_second_moment(x.view(), g.view(), geometry, 1);
         const std::vector<double> ours = out.values();
         for (std::size_t i = 0; i < exact.size(); ++i) {

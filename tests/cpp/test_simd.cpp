@@ -56,7 +56,7 @@ TEST(gram_sums_outer_products_over_the_runs) {
       const std::vector<T> before = integers<T>(random, width * width);
       const std::vector<cpu::Run> runs{{3, pick(random, 0, 9), 1}, {0, 1, 7}, {12, pick(random, 1, 9), 3}};
       const std::int64_t begin = pick(random, 0, width / simd.tile_rows - 1) * simd.tile_rows;
-      const cpu::Range rows{begin, pick(random, begin + 1, width)};
+      const Range rows{begin, pick(random, begin + 1, width)};
       const std::int64_t columns = pick(random, 1, width);
       const bool upper = pick(random, 0, 1), fresh = pick(random, 0, 1);
       const auto weight = static_cast<T>(pick(random, 1, 9));
@@ -101,7 +101,7 @@ TEST(combine_adds_slots_and_lays_blocks_side_by_side) {
       const std::vector<std::int64_t> terms{0, 4, 3, 1, 2};
       for (const std::int64_t stride : {1, 3, 4, 9, 16, 17, 35}) {
         for (std::int64_t count = 1; count <= stride; ++count) {
-          std::vector<cpu::Range> blocks;
+          std::vector<Range> blocks;
           for (std::int64_t k = 0; k < count; ++k) {
             const std::int64_t begin = pick(random, 0, 5);
             blocks.push_back({begin, pick(random, begin, 5)});

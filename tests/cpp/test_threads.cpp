@@ -19,7 +19,7 @@ void check_threads(const ImageView& x, std::int64_t groups, std::int64_t size, c
     Random random(1);
     Output out(groups, size, x.type, 1, random);
     const ParallelFor parallel_for = testing::threads(threads);
-    launch(out.view(), Execution{&parallel_for, nullptr});
+    launch(out.view(), Execution{&parallel_for});
     if (threads == 1) alone = out.values();
     CHECK(out.values() == alone, std::to_string(threads) + " threads");
   }

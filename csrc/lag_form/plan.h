@@ -5,7 +5,7 @@
 
 #include "../views.h"
 
-namespace eigendamage::cpu {
+namespace eigendamage {
 
 /// Positions of a grid (an image's pixels, or the outputs of a convolution): `rows` × `columns` of them, each counted
 /// `weight` times.
@@ -64,4 +64,4 @@ struct LagWork {
 };
 LagWork lag_work(const ConvGeometry& geometry, std::int64_t height, std::int64_t width);
 
-}  // namespace eigendamage::cpu
+}  // namespace eigendamage

@@ -5,7 +5,7 @@
 
 #include "../views.h"
 
-namespace eigendamage::cpu {
+namespace eigendamage {
 
 /// The lines first + step·u, 0 ≤ u < count, of one image axis.
 struct Segment {
@@ -31,4 +31,4 @@ struct AxisGroup {
 /// All kernel² ordered offset pairs of an axis over an image of `size` lines; pairs that never meet have begin = end.
 std::vector<AxisGroup> axis_groups(const ConvAxis& axis, std::int64_t size);
 
-}  // namespace eigendamage::cpu
+}  // namespace eigendamage

@@ -4,7 +4,7 @@
 
 #include "lags.h"
 
-namespace eigendamage::cpu {
+namespace eigendamage {
 namespace {
 
 template <class Item>
@@ -129,4 +129,4 @@ LagWork lag_work(const ConvGeometry& geometry, std::int64_t height, std::int64_t
   return {v.positions * h.positions, v.terms * h.terms};
 }
 
-}  // namespace eigendamage::cpu
+}  // namespace eigendamage

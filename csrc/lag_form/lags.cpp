@@ -4,7 +4,7 @@
 #include <map>
 #include <utility>
 
-namespace eigendamage::cpu {
+namespace eigendamage {
 namespace {
 
 std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0); }
@@ -71,4 +71,4 @@ std::vector<AxisGroup> axis_groups(const ConvAxis& axis, std::int64_t size) {
   return groups;
 }
 
-}  // namespace eigendamage::cpu
+}  // namespace eigendamage
