@@ -84,7 +84,9 @@ setup(
         CppExtension(
             "eigendamage_ext._C",
             sorted(
-                path for folder in ("lag_form", "cpu", "bindings") for path in glob(f"csrc/{folder}/*.cpp")
+                path
+                for folder in ("lag_form", "cpu", "cpu/eigh", "bindings")
+                for path in glob(f"csrc/{folder}/*.cpp")
             )
             + ([] if cuda_sources else ["csrc/cuda/unavailable.cpp"]),
             extra_compile_args=CXX_FLAGS,

@@ -30,7 +30,9 @@ def objects() -> list[Path]:
     """What `make build` compiled of the CPU kernels, for this Python."""
     platform = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     sources = sorted(
-        path for folder in ("cpu", "lag_form") for path in (REPOSITORY / "csrc" / folder).glob("*.cpp")
+        path
+        for folder in ("cpu", "cpu/eigh", "lag_form")
+        for path in (REPOSITORY / "csrc" / folder).glob("*.cpp")
     )
     return [
         REPOSITORY / "build" / f"temp.{platform}" / source.relative_to(REPOSITORY).with_suffix(".o")

@@ -1,7 +1,7 @@
 #include "../kernels.h"
 
 #include "covariances.h"
-#include "eigh.h"
+#include "eigh/eigh.h"
 #include "second_moment.h"
 #include "simd.h"
 

@@ -5,11 +5,11 @@
 
 #include "../lag_form/plan.h"
 #include "../views.h"
-#include "eigh_certificate.h"
-#include "eigh_group.h"
-#include "eigh_hybrid.h"
-#include "eigh_lanes.h"
-#include "eigh_triangle.h"
+#include "eigh/certificate.h"
+#include "eigh/group.h"
+#include "eigh/hybrid.h"
+#include "eigh/lanes.h"
+#include "eigh/triangle.h"
 #include "gradients.h"
 
 namespace eigendamage::cpu {

@@ -3,11 +3,11 @@
 #define EIGENDAMAGE_LEVEL generic
 #define EIGENDAMAGE_VECTOR_BYTES 16
 #define EIGENDAMAGE_TILE_ROWS 4
-#include "eigh_certificate_text.h"
-#include "eigh_group_text.h"
-#include "eigh_hybrid_text.h"
-#include "eigh_lanes_text.h"
-#include "eigh_triangle_text.h"
+#include "eigh/certificate_text.h"
+#include "eigh/group_text.h"
+#include "eigh/hybrid_text.h"
+#include "eigh/lanes_text.h"
+#include "eigh/triangle_text.h"
 #include "gradients_text.h"
 
 namespace eigendamage::cpu {

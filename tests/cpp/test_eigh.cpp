@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/eigh.h"
+#include "cpu/eigh/eigh.h"
 #include "cpu/panels.h"
 #include "cpu/simd.h"
 #include "images.h"

@@ -2,8 +2,8 @@
 
 #pragma once
 
-#include "eigh_divide_text.h"
-#include "eigh_reflectors_text.h"
+#include "divide_text.h"
+#include "reflectors_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

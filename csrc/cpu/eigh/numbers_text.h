@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #endif
 
-#include "simd_text.h"
+#include "../simd_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "eigh_hybrid.h"
-#include "eigh_lanes.h"
+#include "hybrid.h"
+#include "lanes.h"
 
 namespace eigendamage::cpu {
 

@@ -3,9 +3,9 @@
 
 #pragma once
 
-#include "eigh_certificate_text.h"
-#include "eigh_chase_text.h"
-#include "eigh_rotations_text.h"
+#include "certificate_text.h"
+#include "chase_text.h"
+#include "rotations_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

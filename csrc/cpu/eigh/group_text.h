@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "eigh_small_text.h"
+#include "small_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

@@ -2,9 +2,9 @@
 
 #pragma once
 
-#include "eigh_lanes_text.h"
-#include "eigh_product_text.h"
-#include "eigh_secular_text.h"
+#include "lanes_text.h"
+#include "product_text.h"
+#include "secular_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

@@ -1,10 +1,10 @@
 // Implicit QL sweeps over tridiagonal matrices, one in each lane of one or more vectors, under the rules of simd_text.h.
-// The rotations are recorded; eigh_rotations_text.h applies them.
+// The rotations are recorded; rotations_text.h applies them.
 
 #pragma once
 
-#include "eigh_lane_numbers_text.h"
-#include "eigh_lanes.h"
+#include "lane_numbers_text.h"
+#include "lanes.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

@@ -8,8 +8,8 @@
 #include <tuple>
 #include <vector>
 
-#include "panels.h"
-#include "simd.h"
+#include "../panels.h"
+#include "../simd.h"
 
 namespace eigendamage::cpu {
 namespace {

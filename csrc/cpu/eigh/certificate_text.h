@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "eigh_numbers_text.h"
+#include "numbers_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

@@ -3,8 +3,8 @@
 
 #pragma once
 
-#include "eigh_rotations_text.h"
-#include "eigh_tridiagonal_text.h"
+#include "rotations_text.h"
+#include "tridiagonal_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "simd_text.h"
+#include "../simd_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

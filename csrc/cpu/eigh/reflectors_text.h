@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "eigh_tridiagonal_text.h"
+#include "tridiagonal_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

@@ -2,8 +2,8 @@
 
 #pragma once
 
-#include "eigh_lanes_text.h"
-#include "eigh_numbers_text.h"
+#include "lanes_text.h"
+#include "numbers_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

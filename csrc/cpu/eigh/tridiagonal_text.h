@@ -2,8 +2,8 @@
 
 #pragma once
 
-#include "eigh_numbers_text.h"
-#include "eigh_product_text.h"
+#include "numbers_text.h"
+#include "product_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

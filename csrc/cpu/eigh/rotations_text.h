@@ -1,8 +1,8 @@
-// Applies the rotations of eigh_chase_text.h to eigenvectors in rows, under the rules of simd_text.h.
+// Applies the rotations of chase_text.h to eigenvectors in rows, under the rules of simd_text.h.
 
 #pragma once
 
-#include "eigh_chase_text.h"
+#include "chase_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {

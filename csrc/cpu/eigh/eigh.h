@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "../kernels.h"
+#include "../../kernels.h"
 
 namespace eigendamage::cpu {
 
