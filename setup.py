@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,6 @@ GIB_PER_COMPILE = 2  # what a file that includes ATen takes
 # -fopenmp is not linked: at::parallel_for, a template, is parallel only with it, and torch has the runtime.
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-NVCC_FLAGS += [f"-gencode=arch=compute_{arch},code=[compute_{arch},sm_{arch}]" for arch in (80, 90)]
 
 
 def parallel_compiles() -> int:
@@ -54,6 +54,37 @@ def find_nvcc() -> tuple[str, list[str]] | None:
     return None
 
 
+def architectures() -> list[str]:
+    """nvcc's flags for the GPUs to compile for, as EIGENDAMAGE_CUDA_ARCHS names them: "80 90" unless set."""
+    wanted = os.environ.get("EIGENDAMAGE_CUDA_ARCHS", "80 90").split()
+    if not wanted or not all(re.fullmatch(r"\d+[af]?", arch) for arch in wanted):
+        sys.exit(f"EIGENDAMAGE_CUDA_ARCHS must list architectures as in '80 90', got {' '.join(wanted)!r}")
+    return [f"-gencode=arch=compute_{arch},code=[compute_{arch},sm_{arch}]" for arch in wanted]
+
+
+def compile_cuda(nvcc: str, sources: list[str], folder: Path) -> list[str]:
+    """Object files of the sources, of which ninja compiles what is out of date."""
+
+    def escaped(path: Path | str) -> str:
+        return re.sub(r"([$ :])", r"$\1", str(path))
+
+    command = shlex.join([nvcc, *NVCC_FLAGS]).replace("$", "$$")
+    rules = [
+        f"builddir = {escaped(folder)}",
+        "rule nvcc",
+        f"  command = {command} -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+    objects = {source: str(folder / f"{source}.o") for source in sources}
+    rules += [f"build {escaped(target)}: nvcc {escaped(source)}" for source, target in objects.items()]
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "build.ninja"
+    plan.write_text("\n".join([*rules, ""]))
+    subprocess.run(["ninja", "--quiet", "-f", str(plan), "-j", os.environ["MAX_JOBS"]], check=True)
+    return list(objects.values())
+
+
 try:
     import ninja
 
@@ -61,8 +92,9 @@ try:
 except ImportError:
     pass
 os.environ.setdefault("MAX_JOBS", str(parallel_compiles()))
+NVCC_FLAGS += architectures()
 nvcc, cuda_library_dirs = find_nvcc() or (None, [])
-cuda_sources = sorted(glob("csrc/cuda/*.cu")) if nvcc else []
+cuda_sources = sorted(glob("csrc/cuda/**/*.cu", recursive=True)) if nvcc else []
 if nvcc and not cuda_sources:
     print("csrc/cuda has no .cu file to compile: building without CUDA")
 
@@ -71,11 +103,8 @@ class BuildKernels(BuildExtension):
     """Runs nvcc itself: torch's own support needs a CUDA build of torch, the kernels do not."""
 
     def build_extension(self, ext):
-        for source in cuda_sources:
-            target = Path(self.build_temp, source).with_suffix(".cu.o")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.spawn([nvcc, *NVCC_FLAGS, "-c", source, "-o", str(target)])
-            ext.extra_objects.append(str(target))
+        if cuda_sources:
+            ext.extra_objects += compile_cuda(nvcc, cuda_sources, Path(self.build_temp, "cuda"))
         super().build_extension(ext)
 
 
