@@ -5,19 +5,54 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eigendamage_ext.models.resnet import PadShortcut, ResNet
+from eigendamage_ext.models.vgg import VGG
+
+
+def totals(make, side):
+    """Parameters, and the FLOPs of one image ``side × side``."""
+    with torch.device("meta"):
+        model, x = make(), torch.empty(1, 3, side, side)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
     ("classes", "params", "flops"), [(10, 7_427_914, 2_201_359_360), (100, 7_451_044, 2_201_405_440)]
 )
 def test_wide_resnet32_has_the_totals_of_the_paper(classes, params, flops):
-    with torch.device("meta"):
-        model = ResNet(32, (64, 128, 256), num_classes=classes, shortcut="B")
-        x = torch.empty(1, 3, 32, 32)
-    assert sum(p.numel() for p in model.parameters()) == params
-    with FlopCounterMode(display=False) as counter:
-        model(x)
-    assert counter.get_total_flops() == flops
+    assert totals(lambda: ResNet(32, (64, 128, 256), classes, shortcut="B"), 32) == (params, flops)
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "params", "flops"),
+    [
+        (10, 32, 20_035_018, 796_272_640),
+        (100, 32, 20_081_188, 796_364_800),
+        (200, 64, 20_132_488, 3_185_254_400),
+    ],
+)
+def test_vgg19_has_the_totals_of_the_paper(classes, side, params, flops):
+    assert totals(lambda: VGG(num_classes=classes), side) == (params, flops)
+
+
+def test_vgg_equals_the_formula_by_hand_in_train_mode():
+    model = VGG(11, (2, 3, 4, 5, 6), num_classes=3, in_channels=1).double()
+    x = torch.randn(3, 1, 34, 36, dtype=torch.float64)
+    weights = [m.weight for m in model.features if isinstance(m, nn.Conv2d)]
+    assert [w.shape[:2] for w in weights] == [(2, 1), (3, 2), (4, 3), (4, 4), (5, 4), (5, 5), (6, 5), (6, 6)]
+    y = x
+    for layer, weight in enumerate(weights):
+        y = F.conv2d(y, weight, padding=1)
+        mean, var = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), correction=0, keepdim=True)
+        y = ((y - mean) / (var + 1e-5).sqrt()).clamp(min=0)
+        if layer in (0, 1, 3, 5):  # the last of every stage but the fifth
+            h, w = y.shape[2] // 2 * 2, y.shape[3] // 2 * 2
+            quarters = [y[:, :, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
+            y = torch.stack(quarters).amax(0)
+    assert y.shape == (3, 6, 2, 2)
+    expected = y.mean((2, 3)) @ model.linear.weight.T + model.linear.bias
+    assert (model(x) - expected).abs().max() < 1e-12
 
 
 def test_pad_shortcut_puts_strided_pixels_between_zero_channels():
@@ -83,12 +118,18 @@ def test_logits_are_the_linear_of_mean_features_at_any_size():
     assert (logits - expected).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("shortcut", ["A", "B"])
-def test_fx_trace_computes_the_same(shortcut):
-    torch.manual_seed(0)
-    model = ResNet(8, (3, 4, 8), shortcut=shortcut).eval()
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        (lambda: ResNet(8, (3, 4, 8), shortcut="A"), (8, 11)),
+        (lambda: ResNet(8, (3, 4, 8), shortcut="B"), (8, 11)),
+        (lambda: VGG(13, (3, 4, 5, 6, 7)), (16, 19)),
+    ],
+)
+def test_fx_trace_computes_the_same(model, sizes):
+    model = model().eval()
     traced = torch.fx.symbolic_trace(model)
-    for size in (8, 11):
+    for size in sizes:
         x = torch.randn(2, 3, size, size)
         assert torch.equal(traced(x), model(x))
 
@@ -105,16 +146,19 @@ def test_names_are_those_of_the_public_weights():
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("network", "kwargs", "message"),
     [
-        ({"depth": 9}, r"depth must be 6n \+ 2 with n >= 1, got 9"),
-        ({"depth": 2}, "got 2"),
-        ({"widths": (16, 32)}, "widths must be three"),
-        ({"widths": (16, 0, 64)}, "positive"),
-        ({"shortcut": "C"}, "shortcut must be"),
-        ({"widths": (16, 8, 64), "shortcut": "A"}, "out_channels must be at least in_channels"),
+        (ResNet, {"depth": 9}, r"depth must be 6n \+ 2 with n >= 1, got 9"),
+        (ResNet, {"depth": 2}, "got 2"),
+        (ResNet, {"widths": (16, 32)}, "widths must be three"),
+        (ResNet, {"widths": (16, 0, 64)}, "positive"),
+        (ResNet, {"shortcut": "C"}, "shortcut must be"),
+        (ResNet, {"widths": (16, 8, 64), "shortcut": "A"}, "out_channels must be at least in_channels"),
+        (VGG, {"depth": 12}, "VGG: depth must be 11, 13, 16, 19, got 12"),
+        (VGG, {"widths": (1, 2, 3, 4)}, r"widths must be five .* got \(1, 2, 3, 4\)"),
+        (VGG, {"widths": (1, 2, 3, 4, 0)}, "positive"),
     ],
 )
-def test_bad_arguments_are_refused(kwargs, message):
+def test_bad_arguments_are_refused(network, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        ResNet(**kwargs)
+        network(**kwargs)
