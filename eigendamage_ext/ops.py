@@ -315,15 +315,24 @@ def eigh(
 
 
 def build_info() -> dict[str, Any]:
-    """What runs: versions, CUDA or not, the CPU kernels' instruction set ("v4", …), the number of threads."""
+    """What runs.
+
+    Returns:
+        "version", "torch" and "torch_compiled_against"; "simd", the CPU kernels' instruction set ("v4", …),
+        and "threads"; "cuda", whether there are CUDA kernels, "cuda_architectures" they were compiled for
+        ("sm_80", …), and "cuda_devices", how many GPUs torch sees for them; that does not initialise CUDA.
+    """
     from eigendamage_ext import __version__
 
     compiled = _C.build_info()
+    architectures = (compiled["cuda"] or "").split()
     return {
         "version": __version__,
         "torch": torch.__version__,
         "torch_compiled_against": compiled["torch"],
-        "cuda": compiled["cuda"],
+        "cuda": bool(architectures),
+        "cuda_architectures": architectures,
+        "cuda_devices": torch.cuda.device_count() if architectures and torch.version.cuda else 0,
         "simd": compiled["simd"],
         "threads": torch.get_num_threads(),
     }

@@ -2,7 +2,10 @@
 
 import contextlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ WINDOW = (
     (5, 2),
 )  # kernel, stride, padding, dilation, positions for a 5×5 image
 REGISTERED = torch.ops.eigendamage_ext
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def arguments(name: str) -> tuple[Any, ...]:
@@ -122,10 +126,36 @@ def test_lazily_negated_and_zero_tensors() -> None:
 
 def test_build_info() -> None:
     info = ops.build_info()
-    assert set(info) == {"version", "torch", "torch_compiled_against", "cuda", "simd", "threads"}
+    assert set(info) == {
+        *("version", "torch", "torch_compiled_against", "simd", "threads"),
+        *("cuda", "cuda_architectures", "cuda_devices"),
+    }
     assert info["simd"] in ("v4", "v3", "v2", "generic") and info["cuda"] in (True, False)
     assert info["torch"].startswith(info["torch_compiled_against"].partition("+")[0])
     assert info["threads"] == torch.get_num_threads()
+    assert info["cuda"] == bool(info["cuda_architectures"])
+    assert all(re.fullmatch(r"sm_\d+", name) for name in info["cuda_architectures"])
+    assert info["cuda_devices"] == (torch.cuda.device_count() if info["cuda"] else 0)
+
+
+TF32_SWITCHES = {
+    "import torch": False,
+    "torch.backends.cuda.matmul.allow_tf32 = True": True,
+    "torch.set_float32_matmul_precision('high')": True,
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": True,
+    "torch.backends.fp32_precision = 'tf32'": True,
+    "torch.backends.fp32_precision = 'tf32'; torch.backends.cuda.matmul.fp32_precision = 'ieee'": False,
+    "torch.backends.cuda.matmul.allow_tf32 = True; torch.backends.cuda.matmul.fp32_precision = 'ieee'": False,
+}
+
+
+def test_tf32_follows_the_switches_of_torch() -> None:
+    """Old and new in any mixture: torch's own question about the old one throws after some."""
+    for switch, expected in TF32_SWITCHES.items():
+        program = f"import torch; {switch}; from eigendamage_ext import _C; print(_C.may_round_to_tf32())"
+        command = [sys.executable, "-W", "ignore", "-c", program]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert found.stdout.strip() == str(expected), (switch, found.stderr)
 
 
 IMAGES = torch.randn(2, 4, 5, 6)

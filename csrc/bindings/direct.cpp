@@ -2,6 +2,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -19,8 +20,10 @@ namespace {
 
 constexpr std::int64_t kModest = 1 << 20;      // the largest number that geometry may contain
 constexpr double kExact = 9007199254740992.0;  // products of sizes below 2⁵³ are exact
-constexpr c10::DispatchKeySet kPlain({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
-                                      c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
+constexpr c10::DispatchKeySet kPlainOnCpu({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
+                                           c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
+constexpr c10::DispatchKeySet kPlainOnCuda({c10::DispatchKey::CUDA, c10::DispatchKey::ADInplaceOrView,
+                                            c10::DispatchKey::AutogradCUDA, c10::DispatchKey::AutocastCUDA});
 
 bool anyone_watches() {
   const c10::DispatchKeySet extra = c10::impl::tls_local_dispatch_key_set().included_ - c10::default_included_set;
@@ -28,10 +31,18 @@ bool anyone_watches() {
          at::hasCallbacks();
 }
 
+/// A dense tensor where this build has kernels.
 const at::Tensor* plain_tensor(py::handle value) {
+  static const c10::DispatchKeySet plain = cuda_architectures() ? kPlainOnCpu | kPlainOnCuda : kPlainOnCpu;
   if (!THPVariable_CheckExact(value.ptr())) return nullptr;
   const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
-  return kPlain.has_all(tensor.key_set()) ? &tensor : nullptr;
+  return plain.has_all(tensor.key_set()) ? &tensor : nullptr;
+}
+
+/// The same of the type of x, on its device.
+const at::Tensor* plain_tensor_like(const at::Tensor& x, py::handle value) {
+  const at::Tensor* tensor = plain_tensor(value);
+  return tensor && tensor->scalar_type() == x.scalar_type() && tensor->device() == x.device() ? tensor : nullptr;
 }
 
 bool is_float(const at::Tensor& x) {
@@ -116,14 +127,14 @@ std::optional<Result> result(py::handle out, const at::Tensor& x, at::IntArrayRe
   if (!(bytes < kExact)) return {};
   if (out.is_none()) {
     if (beta != 0) return {};
-    at::Tensor tensor(at::detail::empty_cpu(shape, result_type(x)));
+    at::Tensor tensor = x.is_cpu() ? at::Tensor(at::detail::empty_cpu(shape, result_type(x)))
+                                   : at::empty(shape, x.options().dtype(result_type(x)));
     py::object object = py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
     return Result{std::move(tensor), std::move(object)};
   }
   const at::Tensor* tensor = plain_tensor(out);
-  if (!tensor || tensor->scalar_type() != result_type(x) || tensor->sizes() != shape || tensor->requires_grad()) {
-    return {};
-  }
+  if (!tensor || tensor->scalar_type() != result_type(x) || tensor->device() != x.device()) return {};
+  if (tensor->sizes() != shape || tensor->requires_grad()) return {};
   if (!tensor->is_inference()) tensor->unsafeGetTensorImpl()->bump_version();  // autograd does not see the kernel write
   return Result{*tensor, py::reinterpret_borrow<py::object>(out)};
 }
@@ -139,8 +150,9 @@ bool is(py::handle value, std::int64_t number) { return integer(value, number) =
 py::object linear_second_moment(py::handle x, py::handle g, py::handle reduction, py::handle out, py::handle alpha,
                                 py::handle beta) {
   if (anyone_watches()) return py::none();
-  const at::Tensor *rows = plain_tensor(x), *gradient = plain_tensor(g);
-  if (!rows || !gradient || !is_float(*rows) || gradient->scalar_type() != rows->scalar_type()) return py::none();
+  const at::Tensor* rows = plain_tensor(x);
+  const at::Tensor* gradient = rows ? plain_tensor_like(*rows, g) : nullptr;
+  if (!gradient || !is_float(*rows)) return py::none();
   const std::int64_t dims = rows->dim();
   if ((dims != 2 && dims != 3) || gradient->dim() != dims) return py::none();
   const auto positions = static_cast<std::size_t>(dims - 1);  // and the batch
@@ -229,8 +241,8 @@ py::object gradient_second_moment(py::handle x, py::handle g, py::handle kernel_
     return usual ? linear_second_moment(x, g, reduction, out, alpha, beta) : py::none();
   }
   const auto conv = convolution(x, kernel_size, stride, padding, dilation, groups);
-  const at::Tensor* gradient = plain_tensor(g);
-  if (!conv || !gradient || gradient->dim() != 4 || gradient->scalar_type() != conv->x.scalar_type()) return py::none();
+  const at::Tensor* gradient = conv ? plain_tensor_like(conv->x, g) : nullptr;
+  if (!gradient || gradient->dim() != 4) return py::none();
   const std::int64_t outputs = gradient->size(1);
   const std::array<std::int64_t, 4> expected{conv->x.size(0), outputs, conv->positions[0], conv->positions[1]};
   if (outputs == 0 || outputs % conv->groups != 0 || gradient->sizes() != at::IntArrayRef(expected)) return py::none();
@@ -249,7 +261,8 @@ py::object gradient_second_moment(py::handle x, py::handle g, py::handle kernel_
 
 py::object eigh_stack(py::handle matrices) {
   const at::Tensor* stack = anyone_watches() ? nullptr : plain_tensor(matrices);
-  if (!stack || (stack->scalar_type() != at::kFloat && stack->scalar_type() != at::kDouble)) return py::none();
+  if (!stack || !stack->is_cpu()) return py::none();
+  if (stack->scalar_type() != at::kFloat && stack->scalar_type() != at::kDouble) return py::none();
   if (stack->dim() < 2 || stack->size(-1) != stack->size(-2)) return py::none();
   const auto [values, vectors, codes, left] = [&] {
     const py::gil_scoped_release unlocked;

@@ -4,8 +4,8 @@
 
 namespace eigendamage::bindings {
 
-/// The functions of ops.py with arguments as there, for the ordinary call: dense tensors on the CPU, geometry of modest
-/// numbers, and nobody who watches operators, such as a mode, a transform or a profiler. Neither Python's checks nor the
+/// The functions of ops.py with arguments as there, for the ordinary call: dense tensors on one device that has kernels,
+/// geometry of modest numbers, and nobody who watches operators, such as a mode, a transform or a profiler. Neither Python's checks nor the
 /// dispatcher are run, which take longer than the kernel where x is small. Anything out of the ordinary, and every error,
 /// is left to Python: None.
 py::object covariance(py::handle x, py::handle feature_dim, py::handle groups, py::handle bias, py::handle reduction,
@@ -23,7 +23,7 @@ py::object gradient_second_moment(py::handle x, py::handle g, py::handle kernel_
                                   py::handle padding, py::handle dilation, py::handle groups, py::handle reduction,
                                   py::handle out, py::handle alpha, py::handle beta);
 
-/// eigh of a stack, where all of its matrices are solved.
+/// eigh of a stack on the CPU, where all of its matrices are solved.
 py::object eigh_stack(py::handle matrices);
 
 }  // namespace eigendamage::bindings

@@ -1,5 +1,7 @@
 #include <torch/csrc/utils/pybind.h>
 
+#include <cstdint>
+
 #include "direct.h"
 #include "ops.h"
 
@@ -22,8 +24,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("eigh", &bindings::eigh, unlocked, arg("stacks"));
   m.def("gradient_second_moment_", &bindings::gradient_second_moment_, unlocked, arg("x"), arg("g"), arg("kernel"),
         arg("stride"), arg("padding"), arg("dilation"), arg("alpha"), arg("beta"), arg("out"));
+  m.def("current_stream", [](int device) {
+    return reinterpret_cast<std::uintptr_t>(bindings::current_stream(static_cast<c10::DeviceIndex>(device)));
+  });
+  m.def("may_round_to_tf32", &bindings::may_round_to_tf32);
   m.def("build_info", [] {
-    return py::dict(arg("simd") = bindings::cpu_instruction_set(), arg("cuda") = bindings::has_cuda(),
+    return py::dict(arg("simd") = bindings::cpu_instruction_set(), arg("cuda") = bindings::cuda_architectures(),
                     arg("torch") = bindings::torch_version());
   });
 }

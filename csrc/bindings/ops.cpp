@@ -20,10 +20,13 @@
 namespace eigendamage::bindings {
 namespace {
 
-const Kernels& kernels_for(c10::Device device) {
+/// The entry of the kernels for a device; a backend may lack some.
+template <class Kernel>
+Kernel kernel_for(const char* op, Kernel Kernels::* entry, c10::Device device) {
   const Kernels* kernels = device.is_cpu() ? cpu_kernels() : device.is_cuda() ? cuda_kernels() : nullptr;
-  if (!kernels) throw std::invalid_argument("this build has no kernels for device " + device.str());
-  return *kernels;
+  if (kernels && kernels->*entry) return kernels->*entry;
+  throw std::invalid_argument(std::string(op) + ": x must be on a device this build has a kernel for, got " +
+                              device.str() + "; move it with .cpu()");
 }
 
 ParallelFor torch_threads() {
@@ -34,9 +37,10 @@ ParallelFor torch_threads() {
 
 using Input = std::pair<const char*, const at::Tensor&>;  // its name, itself
 
-/// Calls launch(kernels, execution) on the device and current stream of the inputs.
-template <class Launch>
-void run(const char* op, std::initializer_list<Input> inputs, const at::Tensor& out, Launch&& launch) {
+/// Calls launch(kernel, execution) on the device and current stream of the inputs.
+template <class Kernel, class Launch>
+void run(const char* op, Kernel Kernels::* entry, std::initializer_list<Input> inputs, const at::Tensor& out,
+         Launch&& launch) {
   if (out.numel() == 0) return;
   const auto refuse = [op](const std::string& what) {
     throw std::invalid_argument(std::string(op) + ": out must not overlap " + what);
@@ -47,27 +51,27 @@ void run(const char* op, std::initializer_list<Input> inputs, const at::Tensor& 
   }
   const at::Tensor& x = inputs.begin()->second;
   const c10::DeviceGuard guard(x.device());
-  const Kernels& kernels = kernels_for(x.device());
+  const Kernel kernel = kernel_for(op, entry, x.device());
   if (x.is_cpu()) {
     const ParallelFor parallel_for = torch_threads();
-    return launch(kernels, Execution{.parallel_for = &parallel_for});
+    return launch(kernel, Execution{.parallel_for = &parallel_for});
   }
   std::vector<at::Tensor> kept;  // torch reuses their memory in the order of the stream
   const Scratch scratch = [&](std::int64_t bytes) {
     kept.push_back(at::empty({bytes}, x.options().dtype(at::kByte)));
     return kept.back().mutable_data_ptr();
   };
-  void* stream = at::accelerator::getCurrentStream(x.device().index()).native_handle();
-  launch(kernels, Execution{.stream = stream, .scratch = &scratch, .tf32 = at::globalContext().allowTF32CuBLAS()});
+  launch(kernel,
+         Execution{.stream = current_stream(x.device().index()), .scratch = &scratch, .tf32 = may_round_to_tf32()});
 }
 
-/// Calls launch(kernels, factor view, execution), on a copy of `out` where its rows are not contiguous.
-template <class Launch>
-void run_factor(const char* op, const at::Tensor& x, const at::Tensor& out, Launch&& launch) {
-  run(op, {{"x", x}}, out, [&](const Kernels& kernels, const Execution& execution) {
-    if (has_contiguous_rows(out)) return launch(kernels, factor_view(out), execution);
+/// Calls launch(kernel, factor view, execution), on a copy of `out` where its rows are not contiguous.
+template <class Kernel, class Launch>
+void run_factor(const char* op, Kernel Kernels::* entry, const at::Tensor& x, const at::Tensor& out, Launch&& launch) {
+  run(op, entry, {{"x", x}}, out, [&](Kernel kernel, const Execution& execution) {
+    if (has_contiguous_rows(out)) return launch(kernel, factor_view(out), execution);
     const at::Tensor rows = out.contiguous();
-    launch(kernels, factor_view(rows), execution);
+    launch(kernel, factor_view(rows), execution);
     out.copy_(rows);
   });
 }
@@ -117,26 +121,27 @@ void covariance_(const at::Tensor& x, std::int64_t feature_dim, bool bias, doubl
   const auto rows = rows_view(x, feature_dim);
   if (!rows)
     return covariance_(x.movedim(feature_dim, -1).reshape({-1, x.size(feature_dim)}), 1, bias, alpha, beta, out);
-  run_factor("covariance", x, out, [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
-    kernels.covariance(*rows, bias, {alpha, beta}, view, execution);
-  });
+  run_factor("covariance", &Kernels::covariance, x, out,
+             [&](auto compute, const FactorView& view, const Execution& execution) {
+               compute(*rows, bias, {alpha, beta}, view, execution);
+             });
 }
 
 void channel_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size,
                          double alpha, double beta, const at::Tensor& out) {
   const ConvGeometry window = geometry(kernel, stride, padding, dilation, output_size);
-  run_factor("channel_covariance", x, out,
-             [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
-               kernels.channel_covariance(image_view(x), window, {alpha, beta}, view, execution);
+  run_factor("channel_covariance", &Kernels::channel_covariance, x, out,
+             [&](auto compute, const FactorView& view, const Execution& execution) {
+               compute(image_view(x), window, {alpha, beta}, view, execution);
              });
 }
 
 void patch_covariance_(const at::Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, Pair output_size,
                        bool bias, double alpha, double beta, const at::Tensor& out) {
   const ConvGeometry window = geometry(kernel, stride, padding, dilation, output_size);
-  run_factor("patch_covariance", x, out,
-             [&](const Kernels& kernels, const FactorView& view, const Execution& execution) {
-               kernels.patch_covariance(image_view(x), window, bias, {alpha, beta}, view, execution);
+  run_factor("patch_covariance", &Kernels::patch_covariance, x, out,
+             [&](auto compute, const FactorView& view, const Execution& execution) {
+               compute(image_view(x), window, bias, {alpha, beta}, view, execution);
              });
 }
 
@@ -144,9 +149,10 @@ void gradient_second_moment_(const at::Tensor& x, const at::Tensor& g, Pair kern
                              Pair dilation, double alpha, double beta, const at::Tensor& out) {
   if (g.dim() != 4 || out.dim() != 4) throw std::invalid_argument("g and out must be 4-D");
   const ConvGeometry window = geometry(kernel, stride, padding, dilation, {g.size(2), g.size(3)});
-  run("gradient_second_moment", {{"x", x}, {"g", g}}, out, [&](const Kernels& kernels, const Execution& execution) {
-    kernels.gradient_second_moment(image_view(x), image_view(g), window, {alpha, beta}, weight_view(out), execution);
-  });
+  run("gradient_second_moment", &Kernels::gradient_second_moment, {{"x", x}, {"g", g}}, out,
+      [&](auto compute, const Execution& execution) {
+        compute(image_view(x), image_view(g), window, {alpha, beta}, weight_view(out), execution);
+      });
 }
 
 void linear_second_moment_(const at::Tensor& x, const at::Tensor& g, double alpha, double beta, const at::Tensor& out) {
@@ -154,9 +160,10 @@ void linear_second_moment_(const at::Tensor& x, const at::Tensor& g, double alph
   const WeightView weight{out.mutable_data_ptr(), scalar_type(out), out.size(0), out.size(1),
                           out.stride(0),          out.stride(1),    1,           1};
   const ConvGeometry window = geometry({1, 1}, {1, 1}, {0, 0}, {1, 1}, {pixels.height, pixels.width});
-  run("gradient_second_moment", {{"x", x}, {"g", g}}, out, [&](const Kernels& kernels, const Execution& execution) {
-    kernels.gradient_second_moment(pixels, features_view(g), window, {alpha, beta}, weight, execution);
-  });
+  run("gradient_second_moment", &Kernels::gradient_second_moment, {{"x", x}, {"g", g}}, out,
+      [&](auto compute, const Execution& execution) {
+        compute(pixels, features_view(g), window, {alpha, beta}, weight, execution);
+      });
 }
 
 std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::vector<std::int64_t>> eigh(
@@ -182,8 +189,15 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::ve
   return {std::move(values), std::move(vectors), std::move(codes), std::move(left)};
 }
 
+void* current_stream(c10::DeviceIndex device) { return at::accelerator::getCurrentStream(device).native_handle(); }
+
+bool may_round_to_tf32() {  // allowTF32CuBLAS() throws where both the old and the new switches were set
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
+
 const char* cpu_instruction_set() { return cpu_kernels()->instruction_set(); }
-bool has_cuda() { return cuda_kernels() != nullptr; }
+const char* cuda_architectures() { return cuda_kernels() ? cuda_kernels()->instruction_set() : nullptr; }
 const char* torch_version() { return TORCH_VERSION; }
 
 }  // namespace eigendamage::bindings

@@ -35,8 +35,14 @@ void linear_second_moment_(const at::Tensor& x, const at::Tensor& g, double alph
 std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::vector<std::int64_t>> eigh(
     const std::vector<at::Tensor>& stacks);
 
+/// The handle of torch's current stream on an accelerator.
+void* current_stream(c10::DeviceIndex device);
+
+/// Whether torch's switches let CUDA round factors of products of floats to TF32.
+bool may_round_to_tf32();
+
 const char* cpu_instruction_set();
-bool has_cuda();
-const char* torch_version();  ///< of the headers this was compiled with
+const char* cuda_architectures();  ///< null where the build has no CUDA
+const char* torch_version();       ///< of the headers this was compiled with
 
 }  // namespace eigendamage::bindings
