@@ -18,6 +18,8 @@ from torch import Tensor
 
 from eigendamage_ext import ops, reference
 
+on_each_device = pytest.mark.usefixtures("default_device")
+
 
 def check(op: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Holds the result to the accuracy policy, the dtype promised and exact symmetry."""
@@ -39,6 +41,7 @@ def integers(*shape: int) -> Tensor:
     return torch.randint(-4, 5, shape).float()
 
 
+@on_each_device
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_geometry(name: str) -> None:
     shape, kernel, kwargs = CONVOLUTIONS[name]
@@ -51,6 +54,7 @@ def test_geometry(name: str) -> None:
             check("patch_covariance", cast, kernel, bias=True, **kwargs)
 
 
+@on_each_device
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_layouts(dtype: torch.dtype, layout: str) -> None:
@@ -69,6 +73,7 @@ def test_layouts(dtype: torch.dtype, layout: str) -> None:
     check_exactly("covariance", x, feature_dim=2)
 
 
+@on_each_device
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "shape", [(7, 1), (1, 5), (600, 33), (64, 130), (3, 4, 17), (2, 3, 2, 3, 2, 6), (40,)], ids=str
@@ -80,6 +85,7 @@ def test_covariance_of_any_rank(shape: tuple[int, ...], dtype: torch.dtype) -> N
         check("covariance", x, feature_dim=feature_dim, bias=True, reduction="sum")
 
 
+@on_each_device
 def test_covariance_of_rows_that_need_many_strides() -> None:
     x = integers(2, 3, 4, 2, 3, 4).permute(4, 0, 5, 3, 1, 2)[:, :, 1:3, :, :2, ::2]
     for feature_dim in range(6):
@@ -100,6 +106,7 @@ def test_rows_are_not_copied() -> None:
         assert allocated < view.numel()
 
 
+@on_each_device
 def test_many_positions_stay_accurate() -> None:
     """A running sum in one register would drift here: all terms are positive."""
     x = torch.rand(2, 4, 160, 150)
@@ -108,6 +115,7 @@ def test_many_positions_stay_accurate() -> None:
     check("covariance", torch.rand(50_000, 5), bias=True)
 
 
+@on_each_device
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e15])
 def test_scales(scale: float) -> None:
     x = torch.randn(3, 6, 7, 7) * scale
@@ -117,6 +125,7 @@ def test_scales(scale: float) -> None:
         check("covariance", x, feature_dim=1)
 
 
+@on_each_device
 def test_non_finite_input_is_seen() -> None:
     for value in (torch.nan, torch.inf):
         x = torch.randn(2, 4, 6, 6)
@@ -156,7 +165,14 @@ def geometry(draw: st.DrawFn) -> tuple[Tensor, tuple[int, int], dict[str, Any]]:
     return x, kernel, {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
 
 
-@hypothesis.settings(max_examples=100, deadline=None, derandomize="CI" in os.environ, print_blob=True)
+@on_each_device
+@hypothesis.settings(
+    max_examples=100,
+    deadline=None,
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],  # a device serves all examples
+)
 @hypothesis.given(case=st.composite(geometry)(), bias=st.booleans())
 def test_any_geometry(case: tuple[Tensor, tuple[int, int], dict[str, Any]], bias: bool) -> None:
     x, kernel, kwargs = case
@@ -181,6 +197,7 @@ def call(request: pytest.FixtureRequest) -> Any:
     return lambda x, module=ops, **more: getattr(module, op)(x, *args, **kwargs, **more)
 
 
+@on_each_device
 def test_out_is_updated(call: Any) -> None:
     x = torch.randn(3, 6, 8, 8)
     base = call(torch.randn(3, 6, 8, 8))
@@ -193,12 +210,14 @@ def test_out_is_updated(call: Any) -> None:
         assert_accurate(out, call(x, reference, out=base.clone(), **settings), exact)
 
 
+@on_each_device
 def test_beta_zero_never_reads_out(call: Any) -> None:
     x = torch.randn(3, 6, 8, 8)
     fresh = call(x)
     assert torch.equal(call(x, out=torch.full_like(fresh, torch.nan)), fresh)
 
 
+@on_each_device
 def test_out_may_be_a_view(call: Any) -> None:
     x = torch.randn(3, 6, 8, 8)
     fresh = call(x)
@@ -217,6 +236,7 @@ def test_out_may_be_a_view(call: Any) -> None:
     assert (frame == 7).all()
 
 
+@on_each_device
 def test_batches_add_up(call: Any) -> None:
     x = torch.randn(5, 6, 8, 8)
     out = call(x[:2], reduction="sum")
@@ -224,6 +244,7 @@ def test_batches_add_up(call: Any) -> None:
     assert_accurate(out, call(x, reference, reduction="sum"), call(x.double(), reference, reduction="sum"))
 
 
+@on_each_device
 def test_empty_batch(call: Any) -> None:
     x = torch.randn(0, 6, 8, 8)
     for reduction in ("mean", "sum"):
@@ -233,6 +254,7 @@ def test_empty_batch(call: Any) -> None:
     torch.testing.assert_close(call(x, out=out, alpha=0.5, beta=0.5), 0.5 * full, rtol=0, atol=0)
 
 
+@on_each_device
 def test_input_is_detached_and_unchanged(call: Any) -> None:
     x = torch.randn(3, 6, 8, 8, requires_grad=True)
     before = x.detach().clone()

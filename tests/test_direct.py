@@ -1,5 +1,6 @@
 """Ordinary calls skip the dispatcher: they compute the same, and stand back where someone watches."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -55,26 +56,29 @@ def no_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("op", CALLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_ordinary_calls_skip_the_dispatcher(op: str, dtype: torch.dtype, no_dispatcher: None) -> None:
-    x = X.to(dtype)
+def test_ordinary_calls_skip_the_dispatcher(
+    op: str, dtype: torch.dtype, device: str, no_dispatcher: None
+) -> None:
+    x = X.to(device, dtype)
     found = CALLS[op](x)
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     out = torch.empty_like(found)
     assert CALLS[op](x, out=out, alpha=1) is out and torch.equal(out, found)
-    with torch.no_grad(), torch.autocast("cpu"):
+    with torch.no_grad(), torch.autocast(device):
         assert torch.equal(CALLS[op](torch.nn.Parameter(x)), found)
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_modes_and_profilers_see_the_operator(op: str) -> None:
-    expected, call = CALLS[op](), CALLS[op]
+def test_modes_and_profilers_see_the_operator(op: str, device: str) -> None:
+    call = functools.partial(CALLS[op], X.to(device))
+    expected = call()
     with Seen() as seen:
         assert torch.equal(call(), expected)
     assert f"eigendamage_ext::{op}" in seen.names
     with SeenFunctions() as functions:
         assert torch.equal(call(), expected)
     assert any(op in name for name in functions.names)
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         assert torch.equal(call(), expected)
     assert f"eigendamage_ext::{op}" in {event.name for event in profile.events()}
 
@@ -94,13 +98,16 @@ def test_subclasses_are_left_to_the_dispatcher(op: str) -> None:
 @pytest.mark.parametrize("stride", [1, (2, 3)])
 @pytest.mark.parametrize("padding", [0, (1, 2)])
 @pytest.mark.parametrize("dilation", [1, (2, 1)])
-def test_geometry_is_the_same_both_ways(kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
+def test_geometry_is_the_same_both_ways(
+    kernel: Any, stride: Any, padding: Any, dilation: Any, device: str
+) -> None:
+    x = X.to(device)
     settings = {"stride": stride, "padding": padding, "dilation": dilation}
     for groups, reduction, bias in itertools.product((1, 2), ("mean", "sum"), (False, True)):
         common = settings | {"groups": groups, "reduction": reduction}
         calls: list[Callable[[], Tensor]] = [
-            lambda c=common: ops.channel_covariance(X, kernel, **c),
-            lambda c=common, b=bias: ops.patch_covariance(X, kernel, bias=b, **c),
+            lambda c=common: ops.channel_covariance(x, kernel, **c),
+            lambda c=common, b=bias: ops.patch_covariance(x, kernel, bias=b, **c),
         ]
         for call in calls:
             assert torch.equal(call(), by_dispatcher(call))

@@ -24,6 +24,7 @@ WINDOW = (
 )  # kernel, stride, padding, dilation, positions for a 5×5 image
 REGISTERED = torch.ops.eigendamage_ext
 ROOT = Path(__file__).resolve().parents[1]
+on_each_device = pytest.mark.usefixtures("default_device")
 
 
 def arguments(name: str) -> tuple[Any, ...]:
@@ -40,6 +41,7 @@ def arguments(name: str) -> tuple[Any, ...]:
     return calls[name]
 
 
+@on_each_device
 @pytest.mark.parametrize(
     "name",
     [
@@ -61,6 +63,7 @@ def use_everything(x: Tensor, out: Tensor) -> tuple[Any, ...]:
     return channel, patch, rows, *values, *vectors, info, ops.eigh(channel, errors="info")[0]
 
 
+@on_each_device
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compile_whole_graph(backend: str) -> None:
     torch._dynamo.reset()
@@ -74,6 +77,7 @@ def test_compile_whole_graph(backend: str) -> None:
         assert torch.equal(a, b)
 
 
+@on_each_device
 def test_one_graph_serves_every_batch_size() -> None:
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
@@ -94,6 +98,7 @@ def test_fake_tensors_give_the_shapes() -> None:
         assert ops.covariance(x, bias=True).dtype == torch.float32
 
 
+@on_each_device
 def test_out_is_marked_as_changed() -> None:
     x, weight = torch.randn(5, 3), torch.randn(3, 3, requires_grad=True)
     out = torch.eye(3)
@@ -103,6 +108,7 @@ def test_out_is_marked_as_changed() -> None:
         product.backward()
 
 
+@on_each_device
 def test_inference_mode_and_parameters() -> None:
     with torch.inference_mode():
         x, out = torch.randn(5, 3), torch.empty(3, 3)
@@ -112,6 +118,7 @@ def test_inference_mode_and_parameters() -> None:
     torch.testing.assert_close(ops.covariance(parameter), reference.covariance(parameter))
 
 
+@on_each_device
 def test_lazily_negated_and_zero_tensors() -> None:
     x = torch.randn(2, 3, 5, 5)
     negated = torch._neg_view(x)

@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from eigendamage_ext import ops, reference
 
 OP = "gradient_second_moment"
+on_each_device = pytest.mark.usefixtures("default_device")
 
 
 def output_like(x: Tensor, kernel: Any, outputs: int = 1, **kwargs: Any) -> Tensor:
@@ -54,6 +55,7 @@ def check_exactly(x: Tensor, g: Tensor, *args: Any, **kwargs: Any) -> None:
     assert torch.equal(ours.double(), expected)
 
 
+@on_each_device
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_geometry(name: str) -> None:
     shape, kernel, kwargs = CONVOLUTIONS[name]
@@ -64,6 +66,7 @@ def test_geometry(name: str) -> None:
         check(x, output_like(x, kernel, outputs, **kwargs), kernel, **kwargs)
 
 
+@on_each_device
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_layouts(dtype: torch.dtype, layout: str) -> None:
@@ -77,6 +80,7 @@ def test_layouts(dtype: torch.dtype, layout: str) -> None:
     check_exactly(rows, LAYOUTS[layout](integers(4, 12, 9, 17).to(dtype)))
 
 
+@on_each_device
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("middle", [(), (1,), (7,), (300,), (3, 4), (2, 3, 2), (2, 1, 3, 2)], ids=str)
 def test_rows(middle: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -86,6 +90,7 @@ def test_rows(middle: tuple[int, ...], dtype: torch.dtype) -> None:
         check(x, torch.randn(examples, *middle, outputs).to(dtype))
 
 
+@on_each_device
 def test_rows_of_any_strides() -> None:
     x = integers(2, 3, 4, 2, 3, 4).permute(4, 0, 5, 3, 1, 2)[:, :, 1:3, :, :2, ::2]
     g = integers(5, 3, 2, 2, 2, 2).movedim(0, -1)
@@ -94,6 +99,7 @@ def test_rows_of_any_strides() -> None:
     check_exactly(integers(1, 5).expand(3, 5), integers(2, 3).t())
 
 
+@on_each_device
 @pytest.mark.parametrize(
     ("x_shape", "g_shape", "kernel", "kwargs"),
     [
@@ -115,6 +121,7 @@ def test_many_positions_and_many_examples_stay_accurate(
         check(noise(x_shape), noise(g_shape), kernel, **kwargs)
 
 
+@on_each_device
 def test_far_sides_of_the_padding_add_nothing() -> None:
     x = integers(2, 3, 2, 3)
     check_exactly(x, integers(2, 4, 8, 9), 3, padding=4)
@@ -133,6 +140,7 @@ def test_no_per_example_gradient_is_held() -> None:
     assert allocated < 3 * 4 * x.numel()
 
 
+@on_each_device
 @pytest.mark.parametrize("scale", [1e-12, 1e-5, 1e8])
 def test_scales(scale: float) -> None:
     x, g = torch.randn(3, 6, 7, 7) * scale, torch.randn(3, 5, 7, 7)
@@ -141,6 +149,7 @@ def test_scales(scale: float) -> None:
     check(x[:, 0, 0], g[:, 0, 0])
 
 
+@on_each_device
 def test_non_finite_input_is_seen_where_it_is_read() -> None:
     for value, of_g in itertools.product((torch.nan, torch.inf), (False, True)):
         x, g = torch.randn(2, 4, 6, 6), torch.randn(2, 3, 4, 4)
@@ -154,7 +163,14 @@ def test_non_finite_input_is_seen_where_it_is_read() -> None:
         assert torch.equal(result, expected)
 
 
-@hypothesis.settings(max_examples=100, deadline=None, derandomize="CI" in os.environ, print_blob=True)
+@on_each_device
+@hypothesis.settings(
+    max_examples=100,
+    deadline=None,
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],  # a device serves all examples
+)
 @hypothesis.given(
     case=st.composite(geometry)(),
     outputs=st.sampled_from([1, 2, 3, 9, 17, 40]),
@@ -199,6 +215,7 @@ def call(request: pytest.FixtureRequest) -> Call:
     return Call(request.param)
 
 
+@on_each_device
 def test_out_is_updated(call: Call) -> None:
     x, g = call.inputs()
     base = call(*call.inputs())
@@ -210,12 +227,14 @@ def test_out_is_updated(call: Call) -> None:
         assert_accurate(out, call(x, g, reference, out=base.clone(), **settings), exact)
 
 
+@on_each_device
 def test_beta_zero_never_reads_out(call: Call) -> None:
     x, g = call.inputs()
     fresh = call(x, g)
     assert torch.equal(call(x, g, out=torch.full_like(fresh, torch.nan)), fresh)
 
 
+@on_each_device
 def test_out_may_be_a_view(call: Call) -> None:
     x, g = call.inputs()
     fresh = call(x, g)
@@ -232,6 +251,7 @@ def test_out_may_be_a_view(call: Call) -> None:
     assert (frame == 7).all()
 
 
+@on_each_device
 def test_batches_add_up(call: Call) -> None:
     x, g = call.inputs()
     out = call(x[:2], g[:2], reduction="sum")
@@ -240,6 +260,7 @@ def test_batches_add_up(call: Call) -> None:
     assert_accurate(out, call(x, g, reference, reduction="sum"), exact)
 
 
+@on_each_device
 def test_empty_batch(call: Call) -> None:
     x, g = call.inputs(0)
     for reduction in ("mean", "sum"):
@@ -248,6 +269,7 @@ def test_empty_batch(call: Call) -> None:
     torch.testing.assert_close(call(x, g, out=full.clone(), alpha=0.5, beta=0.5), 0.5 * full, rtol=0, atol=0)
 
 
+@on_each_device
 def test_input_is_detached_and_unchanged(call: Call) -> None:
     x, g = (part.requires_grad_() for part in call.inputs())
     before = x.detach().clone(), g.detach().clone()
@@ -316,6 +338,7 @@ REGISTERED = torch.ops.eigendamage_ext
 SETTINGS = ((3, 2), (1, 2), (1, 0), (1, 1))  # kernel, stride, padding, dilation: 5×2 positions of a 5×5 image
 
 
+@on_each_device
 def test_opcheck() -> None:
     x, g = torch.randn(3, 4, 5, 5), torch.randn(3, 6, 5, 2)
     torch.library.opcheck(REGISTERED.gradient_second_moment.default, (x, g, *SETTINGS, 2, 3, 0.5))
@@ -331,6 +354,7 @@ def use_both(x: Tensor, g: Tensor, out: Tensor) -> tuple[Tensor, ...]:
     return weight, rows, ops.gradient_second_moment(x * 2, g)
 
 
+@on_each_device
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compile_whole_graph(backend: str) -> None:
     torch._dynamo.reset()
@@ -345,6 +369,7 @@ def test_compile_whole_graph(backend: str) -> None:
         assert torch.equal(a, b)
 
 
+@on_each_device
 def test_one_graph_serves_every_batch_size() -> None:
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
