@@ -48,10 +48,15 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, const Execution& ru
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "cudaLaunchKernelEx");
 }
 
-/// The block's shared memory, all of it dynamic, so that its bounds are known to those who check them.
+/// The block's shared memory, all of it dynamic, so that its bounds are known to those who check them, as where
+/// kernels run on a CPU (tests/cpp/cuda_on_cpu).
 template <class T>
 __device__ T* shared_memory() {
+#ifdef __CUDACC__
   extern __shared__ __align__(16) unsigned char bytes[];
+#else
+  void* const bytes = cuda_on_cpu::shared_memory();
+#endif
   return reinterpret_cast<T*>(bytes);
 }
 

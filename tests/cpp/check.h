@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdio>
+#include <exception>
 #include <functional>
 #include <string>
 #include <vector>
@@ -37,7 +38,11 @@ inline int run_tests() {
   int failed = 0;
   for (const Case& test : cases()) {
     failures() = 0;
-    test.body();
+    try {
+      test.body();
+    } catch (const std::exception& error) {
+      fail(test.name, 0, "an exception", error.what());
+    }
     std::printf("%s %s\n", failures() == 0 ? "ok    " : "FAILED", test.name);
     failed += failures() > 0;
   }
