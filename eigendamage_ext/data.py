@@ -34,9 +34,10 @@ class TensorLoader:
         inputs: ``(N, ...)``.
         targets: ``(N, ...)``, or None: batches are then inputs alone.
         batch_size: Examples of a batch; the last one may be smaller.
-        shuffle: Draw a new order every epoch. Order and transform are functions of (seed, epoch) alone.
+        shuffle: Draw a new order every epoch. Order and transform are functions of (seed, epoch) alone, on
+            each kind of device another: they are drawn there, so that nothing waits for the CPU.
         seed: See ``shuffle``.
-        transform: ``transform(batch_inputs, generator)``, e.g. `crop_flip`.
+        transform: ``transform(batch_inputs, generator)``, e.g. `crop_flip`; both are on one device.
 
     Each iteration is the next epoch; ``set_epoch`` chooses it.
     """
@@ -74,11 +75,13 @@ class TensorLoader:
 
     def _batches(self, epoch: int) -> Iterator[Any]:
         # torch's CPU generator reads the low 32 bits of its seed only.
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**32)
-        order = torch.randperm(len(self.inputs), generator=generator) if self.shuffle else None
+        generator = torch.Generator(self.inputs.device).manual_seed((self.seed * 1_000_003 + epoch) % 2**32)
+        order = None
+        if self.shuffle:
+            order = torch.randperm(len(self.inputs), generator=generator, device=generator.device)
         for start in range(0, len(self.inputs), self.batch_size):
             stop = start + self.batch_size
-            rows = slice(start, stop) if order is None else order[start:stop].to(self.inputs.device)
+            rows = slice(start, stop) if order is None else order[start:stop]
             x = self.inputs[rows]
             if self.transform is not None:
                 x = self.transform(x, generator)
@@ -98,13 +101,12 @@ def crop_flip(padding: int = 4, *, flip: bool = True) -> Transform:
 
     def transform(x: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = x.shape
-        corner = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
-        rows = corner[0] + torch.arange(height)
-        columns = corner[1] + torch.arange(width)
+        corner = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=x.device)
+        rows = corner[0] + torch.arange(height, device=x.device)
+        columns = corner[1] + torch.arange(width, device=x.device)
         if flip:
-            mirrored = torch.rand(n, generator=generator) < 0.5
+            mirrored = torch.rand(n, generator=generator, device=x.device) < 0.5
             columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        rows, columns = rows.to(x.device), columns.to(x.device)
         image = torch.arange(n, device=x.device)[:, None, None]
         # Advanced indices on either side of a slice come first: (N, H, W, C).
         cropped = F.pad(x, (padding,) * 4)[image, :, rows[:, :, None], columns[:, None, :]]
@@ -161,12 +163,15 @@ def digits(seed: int = 0, *, test_fraction: float = 0.25) -> Split:
     train, test = [], []
     for label in range(int(labels.max()) + 1):
         members = (labels == label).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
+        members = members[torch.randperm(len(members), generator=generator, device="cpu")]
         cut = round(len(members) * test_fraction)
         test.append(members[:cut])
         train.append(members[cut:])
     # Mixed, so that the head of either part holds every class.
-    parts = [torch.cat(p)[torch.randperm(sum(map(len, p)), generator=generator)] for p in (train, test)]
+    parts = [
+        torch.cat(p)[torch.randperm(sum(map(len, p)), generator=generator, device="cpu")]
+        for p in (train, test)
+    ]
     return Split(*((images[part], labels[part]) for part in parts))
 
 

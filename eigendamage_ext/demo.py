@@ -299,7 +299,7 @@ class _Seed:
 
 def _kept(order: Tensor, rank: int) -> list[bool]:
     """Which directions are among the first ``rank`` of each group in ``order (g, n)``, best first."""
-    kept = torch.zeros(order.shape, dtype=torch.bool)
+    kept = torch.zeros_like(order, dtype=torch.bool)
     return kept.scatter(1, order[:, :rank], True).flatten().tolist()
 
 

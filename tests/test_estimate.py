@@ -218,9 +218,22 @@ def test_a_loader_that_yields_something_else_is_refused(loader, error, message):
     assert str(caught.value).startswith("estimate_factors: ")
 
 
+@pytest.mark.parametrize("fisher", ["mc", "exact", "empirical"])
+def test_a_batch_that_is_not_finite_is_named_rather_than_what_comes_of_it(fisher):
+    batches = [(X, torch.tensor([0, 1, 2, 0])), (X / 0, torch.tensor([0, 1, 2, 0]))]
+    with pytest.raises(ValueError, match="NaN or infinity in the input of batch 1; clean the data"):
+        estimate_factors(mlp(3, 4, 3), batches, fisher=fisher)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        (
+            {"autocast": "bfloat16"},
+            ValueError,
+            "autocast must be torch.bfloat16, torch.float16 or None, got 'bf",
+        ),
+        ({"autocast": torch.float32}, ValueError, "or None, got torch.float32; None runs the model in"),
         (
             {"loss": "nll"},
             ValueError,

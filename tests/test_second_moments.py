@@ -324,7 +324,7 @@ X = torch.randn(4, 3)
     [
         (mlp(3, 4, 2).float(), [], {}, ValueError, "loader must yield at least one example"),
         (mlp(3, 4, 2).float(), X, {}, TypeError, "loader must be an iterable of batches, got Tensor"),
-        (mlp(3, 4, 2).float(), [X / 0], {}, ValueError, "loader must yield finite numbers, got NaN"),
+        (mlp(3, 4, 2).float(), [(X / 0, X.new_zeros(4).long())], {}, ValueError, "loader must yield finite"),
         (mlp(3, 4, 2).float(), [X], {"max_examples": 0}, ValueError, "max_examples must be at least 1"),
         (mlp(3, 4, 2).float(), [X], {}, ValueError, r"loader must yield \(input, target\) for fisher="),
         (mlp(3, 5, 2).float(), [X], {}, ValueError, "layer '0' of model must be as in the factors"),

@@ -59,11 +59,9 @@ def batches(
             inputs, targets = _unpack(index, item, caller)
             inputs, targets = inputs[:left], None if targets is None else targets[:left]
             if len(inputs):
-                batch = Batch(
+                yield Batch(
                     index, first, _move(inputs, device), None if targets is None else _move(targets, device)
                 )
-                _check_finite(batch, caller)
-                yield batch
             first += len(inputs)
             if first == max_examples:
                 break
@@ -108,15 +106,7 @@ def _unpack(index: int, item: Any, caller: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    moved = tensor.detach().to(device)
+    # A device takes what it is sent in order, so only a copy to the CPU has to be waited for.
+    moved = tensor.detach().to(device, non_blocking=device.type != "cpu")
     # What a caller's inference_mode made cannot be saved for the backward pass; a copy made here can.
     return moved.clone() if moved.is_inference() else moved
-
-
-def _check_finite(batch: Batch, caller: str) -> None:
-    for what, tensor in (("input", batch.inputs), ("target", batch.targets)):
-        if tensor is not None and not tensor.isfinite().all():
-            raise ValueError(
-                f"{caller}: loader must yield finite numbers, got NaN or infinity in the {what} of "
-                f"batch {batch.index}; clean the data"
-            )

@@ -2,6 +2,10 @@
 
 import operator
 
+import torch
+
+HALVES = (torch.bfloat16, torch.float16)
+
 
 def check_word(caller: str, argument: str, word: object, allowed: tuple[str, ...]) -> None:
     """Refuses a word that is none of the allowed ones."""
@@ -23,3 +27,12 @@ def check_integer(caller: str, argument: str, value: int, *, least: int | None =
     if least is not None and number < least:
         raise ValueError(f"{caller}: {argument} must be at least {least}, got {number}; the default will do")
     return number
+
+
+def check_autocast(caller: str, dtype: object) -> None:
+    """Refuses a dtype under which no pass runs."""
+    if dtype is not None and dtype not in HALVES:
+        raise ValueError(
+            f"{caller}: autocast must be torch.bfloat16, torch.float16 or None, got {dtype!r}; "
+            "None runs the model in the dtype it has"
+        )

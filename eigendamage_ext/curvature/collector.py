@@ -8,7 +8,7 @@ gradient is formed and the graph starts at the first covered outputs.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,10 +40,14 @@ class Collector(ABC):
         dropped: Layers whose sums are not what they should be, with the reason.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], *, caller: str) -> None:
+    gradient = "output gradient"  # whose squares a subclass adds up, in errors
+
+    def __init__(
+        self, layers: Mapping[str, nn.Module], *, caller: str, autocast: torch.dtype | None = None
+    ) -> None:
         self.specs = {name: LayerSpec.of(name, module) for name, module in layers.items()}
         self.dropped: dict[str, str] = {}
-        self._layers, self._caller = layers, caller
+        self._layers, self._caller, self._autocast = layers, caller, autocast
         self._recording = False
         self._batch: Batch
         self._calls: Counter[str] = Counter()  # in the current forward pass
@@ -61,8 +65,12 @@ class Collector(ABC):
         """Takes the gradient ``(N, …)`` at a layer's output; `last`: no other comes in this batch."""
 
     @abstractmethod
-    def end_batch(self, batch: Batch) -> None:
-        """Releases what was kept of a batch, and refuses sums that are not finite."""
+    def end_batch(self) -> None:
+        """Releases what was kept of a batch."""
+
+    @abstractmethod
+    def squares(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Sums of squares by layer, of its input and of gradients: finite if all that was added is."""
 
     def run(
         self,
@@ -117,7 +125,9 @@ class Collector(ABC):
         self._batch, self._leaves = batch, []
         self._calls.clear()
         self._recording = True
-        logits = model(batch.inputs)
+        device_type = batch.inputs.device.type
+        with torch.autocast(device_type, self._autocast) if self._autocast else nullcontext():
+            logits = model(batch.inputs)
         self._recording = False
         self._check_logits(logits, batch)
         count = fisher.count(logits)
@@ -127,7 +137,8 @@ class Collector(ABC):
                 logits, self._leaves, vector, retain_graph=not self._last_vector, allow_unused=True
             )
         self._leaves = []
-        self.end_batch(batch)
+        self.end_batch()
+        self._check_finite(batch, logits.detach())
 
     def _after_forward(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -170,27 +181,42 @@ class Collector(ABC):
                 f"{self._caller}: model must return a row of logits for each of {len(batch)} examples, got "
                 f"{tuple(logits.shape)}; put the batch first"
             )
-        if not logits.isfinite().all():
-            self.end_batch(batch)
-            raise ValueError(
-                f"{self._caller}: model must give finite logits, got NaN or infinity in batch "
-                f"{batch.index}; check its last layers"
-            )
         if not logits.requires_grad:
             raise ValueError(
                 f"{self._caller}: logits must depend on a covered layer, got none that does; check that the "
                 "model neither detaches them nor runs under no_grad, and that it calls the covered layers"
             )
 
-    def _check_finite(self, batch: Batch, sums: list[tuple[str, str, Tensor]]) -> None:
-        """Refuses a sum of squares that is not finite, naming what it is of, and of which layer."""
-        kept = [(what, name, total) for what, name, total in sums if name not in self.dropped]
-        if not kept:
-            return
-        totals = torch.stack([total.sum().to(kept[0][2].device) for _, _, total in kept])
-        for (what, name, _), finite in zip(kept, totals.isfinite().tolist(), strict=True):
-            if not finite:
-                raise ValueError(
-                    f"{self._caller}: the {what} of layer {name!r} must be finite, squares too, got "
-                    f"NaN or infinity in batch {batch.index}; check the weights and the scale of the data"
-                )
+    def _check_finite(self, batch: Batch, logits: Tensor) -> None:
+        """Refuses a batch that made something not finite, naming the first such thing on the way.
+
+        Everything is asked at once, when all of the batch's work is under way: a device is waited for here
+        and nowhere else in a pass.
+        """
+        data = "loader must yield finite numbers, got NaN or infinity in the {} of batch {}; clean the data"
+        layer = (
+            "the {} of layer {!r} must be finite, squares too, got NaN or infinity in batch {}; "
+            "check the weights and the scale of the data"
+        )
+        inputs, gradients = self.squares()
+        # A number times 0 is 0 or, if it is not finite, NaN.
+        checks = [(data.format("input", batch.index), batch.inputs * 0)]
+        if batch.targets is not None:
+            checks.append((data.format("target", batch.index), batch.targets * 0))
+        checks += [(layer.format("input", name, batch.index), total) for name, total in inputs.items()]
+        checks.append(
+            (
+                f"model must give finite logits, got NaN or infinity in batch {batch.index}; "
+                "check its last layers",
+                logits * 0,
+            )
+        )
+        checks += [(layer.format(self.gradient, name, batch.index), sum_) for name, sum_ in gradients.items()]
+        finite: dict[int, bool] = {}
+        for device in {total.device for _, total in checks}:
+            places = [place for place, (_, total) in enumerate(checks) if total.device == device]
+            sums = torch.stack([checks[place][1].sum(dtype=torch.float64) for place in places])
+            finite |= zip(places, sums.isfinite().tolist(), strict=True)
+        for place, (message, _) in enumerate(checks):
+            if not finite[place]:
+                raise ValueError(f"{self._caller}: {message}")

@@ -21,7 +21,7 @@ from eigendamage_ext.curvature.batches import Batch
 from eigendamage_ext.curvature.collector import Collector
 from eigendamage_ext.curvature.eigenbasis import LayerEigenbasis
 from eigendamage_ext.curvature.layers import LayerSpec
-from eigendamage_ext.curvature.moments import factor_shapes, pad, windows, zeros
+from eigendamage_ext.curvature.moments import factor_shapes, pad, sum_on, windows, zeros
 
 ROTATED = 2**22  # numbers that are rotated at a time
 
@@ -43,12 +43,21 @@ class _Kept(NamedTuple):
 class SecondMoments(Collector):
     """Sums S times the number of examples."""
 
+    gradient = "gradient"
+
     def __init__(
-        self, layers: Mapping[str, nn.Module], basis: Mapping[str, LayerEigenbasis], *, kind: str
+        self,
+        layers: Mapping[str, nn.Module],
+        basis: Mapping[str, LayerEigenbasis],
+        *,
+        kind: str,
+        autocast: torch.dtype | None,
+        offload: bool,
     ) -> None:
-        super().__init__(layers, caller="second_moments")
+        super().__init__(layers, caller="second_moments", autocast=autocast)
         self._kind = kind
-        self._S = {name: zeros(layers[name], second_moment_shape(self.specs[name], kind)) for name in layers}
+        shapes = {name: second_moment_shape(spec, kind) for name, spec in self.specs.items()}
+        self._S = {name: zeros(module, shapes[name], offload) for name, module in layers.items()}
         self._Q = {
             name: (basis[name].A.vectors.to(S), basis[name].G.vectors.to(S)) for name, S in self._S.items()
         }
@@ -77,12 +86,17 @@ class SecondMoments(Collector):
                 f"second_moments: the input of layer {name!r} must stay as it is until its gradient arrives, "
                 "got one that was changed in place; write x = x + y for x += y, set inplace=False"
             )
-        add_squares(self.specs[name], x, gradient, self._S[name], *self._Q[name], kind=self._kind)
+        Q_A, Q_G = (Q.to(gradient.device) for Q in self._Q[name])
+        with sum_on(gradient.device, self._S[name]) as S:
+            add_squares(self.specs[name], x, gradient, S, Q_A, Q_G, kind=self._kind)
 
-    def end_batch(self, batch: Batch) -> None:
-        """Lets all inputs go, and refuses sums that are not finite."""
+    def end_batch(self) -> None:
+        """Lets all inputs go."""
         self._kept.clear()
-        self._check_finite(batch, [("gradient", name, S) for name, S in self._S.items()])
+
+    def squares(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """S alone."""
+        return {}, {name: S for name, S in self._S.items() if name not in self.dropped}
 
 
 def add_squares(

@@ -2,22 +2,38 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from eigendamage_ext.curvature.batches import Batch
 from eigendamage_ext.curvature.collector import Collector
-from eigendamage_ext.curvature.moments import add_gradient, add_input, factor_shapes, input_divisor, zeros
+from eigendamage_ext.curvature.moments import (
+    add_gradient,
+    add_input,
+    factor_shapes,
+    input_divisor,
+    sum_on,
+    zeros,
+)
 
 
 class FactorSums(Collector):
     """Sums A, before its division by the number of its rows, and G, before that by the examples."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], *, kind: str, weight_sharing: str) -> None:
-        super().__init__(layers, caller="estimate_factors")
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        *,
+        kind: str,
+        weight_sharing: str,
+        autocast: torch.dtype | None,
+        offload: bool,
+    ) -> None:
+        super().__init__(layers, caller="estimate_factors", autocast=autocast)
         self._kind, self._weight_sharing = kind, weight_sharing
         shapes = {name: factor_shapes(spec, kind) for name, spec in self.specs.items()}
-        self._A = {name: zeros(module, shapes[name][0]) for name, module in layers.items()}
-        self._G = {name: zeros(module, shapes[name][1]) for name, module in layers.items()}
+        self._A = {name: zeros(module, shapes[name][0], offload) for name, module in layers.items()}
+        self._G = {name: zeros(module, shapes[name][1], offload) for name, module in layers.items()}
         self._divisors = dict.fromkeys(layers, 0)
 
     def factors(self, examples: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -37,7 +53,8 @@ class FactorSums(Collector):
                 "which weight_sharing='reduce' takes to be the same"
             )
             return
-        add_input(spec, x, self._A[name], kind=self._kind, weight_sharing=self._weight_sharing)
+        with sum_on(x.device, self._A[name]) as A:
+            add_input(spec, x, A, kind=self._kind, weight_sharing=self._weight_sharing)
         positions = output.numel() // spec.out_channels
         self._divisors[name] += input_divisor(
             spec, positions, len(batch), kind=self._kind, weight_sharing=self._weight_sharing
@@ -45,10 +62,20 @@ class FactorSums(Collector):
 
     def add_gradient(self, name: str, gradient: Tensor, *, last: bool) -> None:
         """Adds to G."""
-        add_gradient(self.specs[name], gradient, self._G[name], weight_sharing=self._weight_sharing)
+        with sum_on(gradient.device, self._G[name]) as G:
+            add_gradient(self.specs[name], gradient, G, weight_sharing=self._weight_sharing)
 
-    def end_batch(self, batch: Batch) -> None:
-        """Refuses sums that are not finite, by their traces, which are sums of squares: nothing cancels."""
-        sums = [("input", name, A.diagonal(dim1=-2, dim2=-1)) for name, A in self._A.items()]
-        sums += [("output gradient", name, G.diagonal(dim1=-2, dim2=-1)) for name, G in self._G.items()]
-        self._check_finite(batch, sums)
+    def end_batch(self) -> None:
+        """Nothing was kept."""
+
+    def squares(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The diagonals, whose entries are sums of squares: nothing cancels."""
+        A, G = (
+            {
+                name: factor.diagonal(dim1=-2, dim2=-1)
+                for name, factor in sums.items()
+                if name not in self.dropped
+            }
+            for sums in (self._A, self._G)
+        )
+        return A, G

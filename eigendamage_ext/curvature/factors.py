@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from eigendamage_ext._files import ArtifactError, read_tensors, write_tensors
-from eigendamage_ext.curvature.checks import check_integer, check_word
+from eigendamage_ext.curvature.checks import check_autocast, check_integer, check_word
 from eigendamage_ext.curvature.eigenbasis import Eigen, Eigenbasis, LayerEigenbasis
 from eigendamage_ext.curvature.ekfac import SecondMoments, second_moment_shape
 from eigendamage_ext.curvature.factor_sums import FactorSums
@@ -47,6 +48,7 @@ class FactorSettings:
         example_shape: Shape of the first input example, without the batch dimension.
         example_dtype: Its dtype, such as "float32".
         moments_count: Number of examples that `Factors.second_moments` saw; 0 before it has run.
+        autocast: As given to `estimate_factors`, such as "bfloat16", or None.
     """
 
     loss: str
@@ -59,6 +61,7 @@ class FactorSettings:
     example_shape: tuple[int, ...]
     example_dtype: str
     moments_count: int = 0
+    autocast: str | None = None
 
 
 class Factors(Mapping[str, LayerFactors]):
@@ -123,12 +126,13 @@ class Factors(Mapping[str, LayerFactors]):
         loader: Iterable[Any],
         *,
         max_examples: int | None = None,
+        offload: bool = False,
         progress: bool = True,
     ) -> dict[str, Tensor]:
         """Measures the Fisher's diagonal in the eigenbasis, for EKFAC, in a second pass over a loader.
 
         With the weight's own gradient ∇W_nv for example n and vector v of the Fisher, as a matrix (of kind
-        "channel": at each kernel offset), and the loss, Fisher, samples and seed of these factors,
+        "channel": at each kernel offset), and the loss, Fisher, samples, seed and autocast of these factors,
 
             S = 1/N Σ_n Σ_v (Q_Gᵀ ∇W_nv Q_A)²        George et al. 2018, arXiv 1806.03884
 
@@ -142,6 +146,7 @@ class Factors(Mapping[str, LayerFactors]):
             model: The model the factors were estimated on.
             loader: The same data, or other data: ``(input, target)``, or inputs alone.
             max_examples: Stop after exactly that many, within a batch if need be.
+            offload: Keep sums and eigenvectors in the CPU's memory, as in `estimate_factors`.
             progress: Show a progress bar.
 
         Returns:
@@ -163,7 +168,13 @@ class Factors(Mapping[str, LayerFactors]):
         basis = self.eigenbasis()
         fisher = Fisher(settings.loss, settings.fisher, settings.samples, settings.seed, caller)
         with preserved(model):
-            collector = SecondMoments(covered, basis, kind=settings.kind)
+            collector = SecondMoments(
+                covered,
+                basis,
+                kind=settings.kind,
+                autocast=getattr(torch, settings.autocast) if settings.autocast else None,
+                offload=offload,
+            )
             seen = collector.run(
                 model,
                 loader,
@@ -265,6 +276,8 @@ def estimate_factors(
     layers: Patterns | None = None,
     max_examples: int | None = None,
     seed: int = 0,
+    autocast: torch.dtype | None = None,
+    offload: bool = False,
     progress: bool = True,
 ) -> Factors:
     """Estimates the Kronecker factors of every Conv2d and Linear of a model in one pass over a loader.
@@ -292,10 +305,16 @@ def estimate_factors(
         layers: Only these: exact names, globs or module types, one or several.
         max_examples: Stop after exactly that many, within a batch if need be.
         seed: Seed of the draws.
+        autocast: Run the model forward and back under `torch.autocast` with this dtype, torch.bfloat16 or
+            torch.float16; None in the dtype it has, whatever autocast surrounds the call. Sums are float32
+            all the same. Gradients are those of single examples, so float16 needs no loss scaling.
+        offload: Keep the sums in the CPU's memory: a device then holds no more than one layer's term at a
+            time, and waits while each goes over in every batch.
         progress: Show a progress bar.
 
     Returns:
-        The factors, on the device of each layer, in its dtype (halves: float32).
+        The factors, on the device of each layer or, with `offload`, on the CPU; in the layer's dtype (halves:
+        float32).
 
     Raises:
         TypeError, ValueError: Naming the argument, layer or batch, and the remedy.
@@ -309,11 +328,14 @@ def estimate_factors(
     seed = check_integer(caller, "seed", seed)
     if max_examples is not None:
         max_examples = check_integer(caller, "max_examples", max_examples, least=1)
+    check_autocast(caller, autocast)
     check_model(model, caller=caller)
     covered, skipped = select(model, layers)
     _check_any(covered, skipped)
     with preserved(model):
-        collector = FactorSums(covered, kind=kind, weight_sharing=weight_sharing)
+        collector = FactorSums(
+            covered, kind=kind, weight_sharing=weight_sharing, autocast=autocast, offload=offload
+        )
         seen = collector.run(
             model,
             loader,
@@ -343,6 +365,7 @@ def estimate_factors(
             count=seen.count,
             example_shape=seen.example_shape,
             example_dtype=seen.example_dtype,
+            autocast=str(autocast).removeprefix("torch.") if autocast else None,
         ),
     )
 

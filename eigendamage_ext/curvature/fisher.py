@@ -76,7 +76,8 @@ def gradient(loss: str, z: Tensor, y: Tensor) -> Tensor:
 def hessian_root(loss: str, z: Tensor, column: int) -> Tensor:
     """Column c ``(N, C)`` of a square root of every example's loss Hessian: Σ_c r_c r_cᵀ = ∇²ℓ(z)."""
     p = mean(loss, z)
-    unit = F.one_hot(torch.tensor(column, device=z.device), z.shape[1]).to(z)
+    unit = torch.zeros_like(z[0])
+    unit[column] = 1
     if loss == "cross_entropy":
         return p[:, column, None].sqrt() * (unit - p)
     if loss == "bce_with_logits":
@@ -92,7 +93,9 @@ def draw(loss: str, z: Tensor, seed: int, first: int, index: int) -> Tensor:
     if loss == "cross_entropy":
         cumulative = mean(loss, z).cumsum(dim=1)
         u = uniform(seed, first, len(z), index, 1, z.device) * cumulative[:, -1:]
-        return F.one_hot(torch.searchsorted(cumulative, u).squeeze(1), z.shape[1]).to(z)
+        # NaN is in no interval: it is told of later, and must not name a class that there is not.
+        drawn = torch.searchsorted(cumulative, u).squeeze(1).clamp(max=z.shape[1] - 1)
+        return F.one_hot(drawn, z.shape[1]).to(z)
     u = uniform(seed, first, len(z), index, z.shape[1], z.device)
     if loss == "bce_with_logits":
         return (u < mean(loss, z)).to(z)
@@ -131,7 +134,7 @@ def _classes(logits: Tensor, targets: Tensor, caller: str) -> Tensor:
             f"{tuple(logits.shape[:1])}, got {targets.dtype} {tuple(targets.shape)}; "
             "soft labels and label smoothing are not supported"
         )
-    low, high = (int(bound) for bound in targets.aminmax())
+    low, high = torch.stack(targets.aminmax()).tolist()
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(
             f"{caller}: targets for loss='cross_entropy' must lie in [0, {logits.shape[1]}), "

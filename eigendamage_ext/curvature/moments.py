@@ -4,6 +4,8 @@
 the gradients over the positions of an example.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,10 +29,22 @@ def factor_shapes(spec: LayerSpec, kind: str) -> tuple[tuple[int, ...], tuple[in
     return (*groups, d, d), (*groups, spec.out_per_group, spec.out_per_group)
 
 
-def zeros(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """A sum to begin with, on the device of a layer's weight and in its dtype (halves: float32)."""
+def zeros(module: nn.Module, shape: tuple[int, ...], offload: bool) -> Tensor:
+    """A sum to begin with, in the dtype of a layer's weight (halves: float32), on its device or the CPU."""
     weight = module.get_parameter("weight")
-    return weight.new_zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32))
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return weight.new_zeros(shape, dtype=dtype, device="cpu" if offload else None)
+
+
+@contextmanager
+def sum_on(device: torch.device, total: Tensor) -> Iterator[Tensor]:
+    """Where to add on a device: to `total` itself, or to zeros that are added to it afterwards."""
+    if total.device == device:
+        yield total
+    else:
+        term = torch.zeros_like(total, device=device)
+        yield term
+        total += term.to(total.device)
 
 
 def add_input(spec: LayerSpec, x: Tensor, out: Tensor, *, kind: str, weight_sharing: str) -> None:

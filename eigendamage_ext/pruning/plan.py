@@ -118,9 +118,10 @@ class Candidate:
         for form in available(self.spec):
             inputs = input_ranks if rotates_input(form) else [self.spec.in_per_group]
             outputs = output_ranks if rotates_output(form) else [self.spec.out_per_group]
-            i, o = torch.cartesian_prod(torch.tensor(inputs), torch.tensor(outputs)).unbind(1)
+            ranks = (torch.tensor(sides, device="cpu") for sides in (inputs, outputs))
+            i, o = torch.cartesian_prod(*ranks).unbind(1)
             costs = self.cost(form, i, o)  # type: ignore[arg-type]  # the formula holds for tensors
-            cost = torch.as_tensor(getattr(costs, by)).expand(len(i))
+            cost = torch.as_tensor(getattr(costs, by), device="cpu").expand(len(i))
             offers.append((torch.full_like(i, FORMS.index(form)), i, o, cost, losses[i, o]))
         forms, ranks_in, ranks_out, cost, loss = map(torch.cat, zip(*offers, strict=True))
 

@@ -168,6 +168,8 @@ def prune(
     layers: Patterns | None = None,
     max_examples: int | None = None,
     seed: int = 0,
+    autocast: torch.dtype | None = None,
+    offload: bool = False,
     progress: bool = True,
 ) -> PruneResult:
     """`estimate_factors`, `plan` and `Plan.apply` in one call, for "ekfac" with `Factors.second_moments`.
@@ -195,6 +197,8 @@ def prune(
         layers: See `estimate_factors`.
         max_examples: See `estimate_factors`.
         seed: See `estimate_factors`.
+        autocast: See `estimate_factors`.
+        offload: See `estimate_factors`.
         progress: See `estimate_factors`.
 
     Raises:
@@ -222,10 +226,12 @@ def prune(
             layers=layers,
             max_examples=max_examples,
             seed=seed,
+            autocast=autocast,
+            offload=offload,
             progress=progress,
         )
     if scores == "ekfac" and not factors.settings.moments_count and loader is not None:
-        factors.second_moments(model, loader, max_examples=max_examples, progress=progress)
+        factors.second_moments(model, loader, max_examples=max_examples, offload=offload, progress=progress)
     made = plan(
         model,
         factors,
@@ -275,7 +281,10 @@ def _example(factors: Factors, given: Tensor | None) -> Tensor:
     settings = factors.settings
     if given is None:
         return torch.zeros(
-            1, *settings.example_shape, dtype=getattr(torch, settings.example_dtype.removeprefix("torch."))
+            1,
+            *settings.example_shape,
+            dtype=getattr(torch, settings.example_dtype.removeprefix("torch.")),
+            device="cpu",
         )
     if not isinstance(given, Tensor):
         raise TypeError(f"plan: example_inputs must be a tensor, got {type(given).__name__}")
