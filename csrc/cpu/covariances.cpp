@@ -36,19 +36,6 @@ const ParallelFor& threads(const Plan& plan, const Tiling& tiling, std::int64_t 
   return static_cast<double>(images) * image + output < tuning.alone ? alone : *run.parallel_for;
 }
 
-/// Leaves of x only what is read along an axis on which the kernel has one offset, and which no window leaves.
-ImageView read_by(ImageView x, ConvGeometry& geometry) {
-  const auto keep = [](ConvAxis& axis, std::int64_t& size, std::int64_t& stride) {
-    if (axis.kernel > 1 || axis.pad > 0 || axis.output - 1 > (size - 1) / axis.stride) return;
-    size = axis.output;
-    if (size > 1) stride *= axis.stride;
-    axis = {1, 1, 0, 1, size};
-  };
-  keep(geometry.vertical, x.height, x.height_stride);
-  keep(geometry.horizontal, x.width, x.width_stride);
-  return x;
-}
-
 /// Sums over the pixels of x.
 template <class T>
 void sum_pixels(const PanelKernels<T>& simd, const ImageView& x, const Plan& plan, bool bias, const Update& update,

@@ -1,6 +1,7 @@
 #include <string>
 
 #include "../kernels.h"
+#include "covariances.h"
 
 #ifndef __CUDA_ARCH_LIST__  // compiled for the CPU
 #define __CUDA_ARCH_LIST__ 0
@@ -8,6 +9,20 @@
 
 namespace eigendamage {
 namespace {
+
+void covariance(const ImageView& x, bool bias, const Update& update, const FactorView& out, const Execution& run) {
+  cuda::covariance(x, bias, update, out, run, {});
+}
+
+void channel_covariance(const ImageView& x, const ConvGeometry& geometry, const Update& update, const FactorView& out,
+                        const Execution& run) {
+  cuda::channel_covariance(x, geometry, update, out, run, {});
+}
+
+void patch_covariance(const ImageView& x, const ConvGeometry& geometry, bool bias, const Update& update,
+                      const FactorView& out, const Execution& run) {
+  cuda::patch_covariance(x, geometry, bias, update, out, run, {});
+}
 
 const char* instruction_set() {
   static const std::string names = [] {
@@ -21,7 +36,10 @@ const char* instruction_set() {
 }  // namespace
 
 const Kernels* cuda_kernels() {
-  static const Kernels kernels{.instruction_set = instruction_set};
+  static const Kernels kernels{.covariance = covariance,
+                               .channel_covariance = channel_covariance,
+                               .patch_covariance = patch_covariance,
+                               .instruction_set = instruction_set};
   return &kernels;
 }
 

@@ -129,4 +129,16 @@ LagWork lag_work(const ConvGeometry& geometry, std::int64_t height, std::int64_t
   return {v.positions * h.positions, v.terms * h.terms};
 }
 
+ImageView read_by(ImageView x, ConvGeometry& geometry) {
+  const auto keep = [](ConvAxis& axis, std::int64_t& size, std::int64_t& stride) {
+    if (axis.kernel > 1 || axis.pad > 0 || axis.output - 1 > (size - 1) / axis.stride) return;
+    size = axis.output;
+    if (size > 1) stride *= axis.stride;
+    axis = {1, 1, 0, 1, size};
+  };
+  keep(geometry.vertical, x.height, x.height_stride);
+  keep(geometry.horizontal, x.width, x.width_stride);
+  return x;
+}
+
 }  // namespace eigendamage

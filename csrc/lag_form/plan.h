@@ -64,4 +64,7 @@ struct LagWork {
 };
 LagWork lag_work(const ConvGeometry& geometry, std::int64_t height, std::int64_t width);
 
+/// Leaves of x only what is read along an axis on which the kernel has one offset, and which no window leaves.
+ImageView read_by(ImageView x, ConvGeometry& geometry);
+
 }  // namespace eigendamage

@@ -4,17 +4,23 @@
 #include <vector>
 
 #include "check.h"
+#include "covariance_cases.h"
 #include "cpu/covariances.h"
 #include "cpu/simd.h"
 #include "images.h"
 #include "reference.h"
 
 using namespace eigendamage;
+using testing::check_output;
+using testing::choose;
 using testing::Images;
 using testing::Layout;
 using testing::Output;
 using testing::pick;
+using testing::Problem;
 using testing::Random;
+using testing::random_problem;
+using testing::random_update;
 
 namespace {
 
@@ -38,31 +44,6 @@ void force_random_instruction_set(Random& random) {
       *sets[static_cast<std::size_t>(pick(random, 0, static_cast<std::int64_t>(sets.size()) - 1))]);
 }
 
-template <class Item, std::size_t Size>
-Item choose(Random& random, const Item (&items)[Size]) {
-  return items[pick(random, 0, static_cast<std::int64_t>(Size) - 1)];
-}
-
-/// Checks out = beta·before + alpha·sum exactly: all numbers are small integers (alpha and beta too, or halves).
-void check_output(const Output& out, const std::vector<double>& before, const std::vector<double>& sum,
-                  const Update& update, const std::string& message) {
-  const std::vector<double> after = out.values();
-  CHECK(after.size() == sum.size(), message);
-  std::size_t wrong = 0;
-  for (std::size_t i = 0; i < after.size(); ++i) {
-    const double expected = update.alpha * sum[i] + (update.beta == 0 ? 0 : update.beta * before[i]);
-    wrong += !(after[i] == expected);
-  }
-  CHECK(wrong == 0, message + ": " + std::to_string(wrong) + " of " + std::to_string(after.size()) + " entries");
-  CHECK(out.gaps_untouched(), message);
-  CHECK(out.symmetric(), message);
-}
-
-Update random_update(Random& random) {
-  constexpr Update updates[] = {{1, 0}, {1, 1}, {0.5, 2}, {2, -0.5}};
-  return choose(random, updates);
-}
-
 /// Runs launch(view, update, execution) on an output of random content and checks the result.
 template <class Launch>
 void check_kernel(Random& random, std::int64_t groups, std::int64_t size, const ImageView& x,
@@ -75,25 +56,6 @@ void check_kernel(Random& random, std::int64_t groups, std::int64_t size, const 
   launch(update, out.view(), Execution{&parallel_for});
   check_output(out, before, sum, update,
                message + " groups " + std::to_string(groups) + " " + cpu::instruction_set().name);
-}
-
-struct Problem {
-  testing::Shape shape;
-  std::int64_t groups;
-  ConvGeometry geometry;
-};
-
-Problem random_problem(Random& random) {
-  constexpr std::int64_t channels[] = {1, 1, 2, 3, 4, 7, 15, 16, 17, 31, 33, 40};
-  Problem p{};
-  p.groups = pick(random, 0, 2) ? 1 : pick(random, 2, 20);
-  std::int64_t per_group = choose(random, channels);
-  if (p.groups > 1) per_group = std::min<std::int64_t>(per_group, pick(random, 1, 9));
-  p.shape = {pick(random, 1, 4), per_group * p.groups, pick(random, 1, 8), pick(random, 1, 8)};
-  const std::int64_t largest = per_group > 16 ? 2 : per_group > 6 ? 3 : per_group > 3 ? 5 : 7;
-  p.geometry = {testing::random_axis(random, p.shape.height, largest),
-                testing::random_axis(random, p.shape.width, largest)};
-  return p;
 }
 
 }  // namespace
