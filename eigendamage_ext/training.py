@@ -6,28 +6,35 @@ and PyTorch's global random state (CPU and the model's device) as it found them,
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import chain
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ._checkpoint import Checkpoint, Epoch, OutOfTime, TrainingState
 from ._progress import track
 
+__all__ = [
+    "SCHEDULES",
+    "Checkpoint",
+    "Epoch",
+    "OutOfTime",
+    "evaluate",
+    "finetune",
+    "learning_rate",
+    "mean_loss",
+    "recalibrate_bn",
+    "train",
+]
+
 SCHEDULES = ("cosine", "step", "constant")
-
-
-class Epoch(TypedDict):
-    """One epoch of a history: its number from 1, its first learning rate, means over its examples."""
-
-    epoch: int
-    lr: float
-    loss: float
-    accuracy: float
 
 
 def train(
@@ -43,6 +50,8 @@ def train(
     temperature: float = 4.0,
     distillation: float = 0.9,
     seed: int = 0,
+    autocast: torch.dtype | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool = True,
 ) -> list[Epoch]:
     """Train ``model`` in place by SGD with momentum.
@@ -64,18 +73,29 @@ def train(
         temperature: τ above.
         distillation: d above, in [0, 1]; 1 ignores the labels.
         seed: Seeds dropout and any loader that draws from PyTorch's global generator.
+        autocast: torch.bfloat16 runs ``model`` and ``teacher`` under `torch.autocast`; weights and loss stay
+            as they are.
+        checkpoint: Where training is written down between epochs. If the file exists already, training goes
+            on from there, to the same result as if it had never stopped.
         progress: Show a progress bar.
 
     Returns:
         One record per epoch.
 
     Raises:
-        ValueError: An argument out of range, an empty loader, or a loss that is not finite.
+        ValueError: An argument out of range, an empty loader, a loss that is not finite, or a checkpoint of
+            another training.
+        OutOfTime: The checkpoint's deadline is near.
     """
     if epochs < 0:
         raise ValueError(f"train: epochs must be at least 0, got {epochs}; 0 leaves the model unchanged")
     if schedule not in SCHEDULES:
         raise ValueError(f"train: schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if autocast not in (None, torch.bfloat16):
+        raise ValueError(
+            f"train: autocast must be torch.bfloat16 or None, got {autocast!r}; float16 needs a loss scaled "
+            "step by step"
+        )
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(
@@ -87,15 +107,22 @@ def train(
     device = _device(model)
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     steps = len(loader) if isinstance(loader, Sized) else None
+    half = partial(torch.autocast, device.type, autocast) if autocast else nullcontext
     history: list[Epoch] = []
+    settings: dict[str, Any] = {"epochs": epochs, "lr": lr, "momentum": momentum, "schedule": schedule}
+    settings |= {"weight_decay": weight_decay, "seed": seed, "autocast": str(autocast), "steps": steps}
+    settings["teacher"] = None if teacher is None else [temperature, distillation]
     with ExitStack() as stack:
-        stack.enter_context(_seeded(seed, device))
+        generators = stack.enter_context(_seeded(seed, device))
         stack.enter_context(_mode(model, training=True))
         if teacher is not None:
             stack.enter_context(_mode(teacher, training=False))
+        if checkpoint is not None:
+            checkpoint.begin(TrainingState(settings, model, optimizer, generators, history), epochs)
+        done = len(history)
         batches = track(
-            _epochs(loader, epochs),
-            total=None if steps is None else epochs * steps,
+            _epochs(loader, range(done, epochs), checkpoint),
+            total=None if steps is None else (epochs - done) * steps,
             description="train",
             enabled=progress,
         )
@@ -104,9 +131,14 @@ def train(
             rate = learning_rate(lr, schedule, (epoch + (step / steps if steps else 0.0)) / epochs)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            logits = _logits(model, x, y, "train")
-            loss = _loss(logits, y, _teach(teacher, x), temperature, distillation)
-            value = loss.item()
+            with half():
+                logits, teacher_logits = _logits(model, x, y, "train"), _teach(teacher, x)
+            if autocast:
+                logits = logits.float()
+                teacher_logits = None if teacher_logits is None else teacher_logits.float()
+            loss = _loss(logits, y, teacher_logits, temperature, distillation)
+            # Both at once: a device is waited for here and nowhere else in a step.
+            value, hits = torch.stack([loss.detach().double(), _hits(logits, y).double()]).tolist()
             if not math.isfinite(value):
                 raise ValueError(
                     f"train: loss must be finite, got {value} in epoch {epoch + 1}, step {step + 1} "
@@ -122,7 +154,7 @@ def train(
             seen += len(y)
             record, weight = history[-1], len(y) / seen
             record["loss"] += (value - record["loss"]) * weight
-            record["accuracy"] += (_hits(logits, y) / len(y) - record["accuracy"]) * weight
+            record["accuracy"] += (hits / len(y) - record["accuracy"]) * weight
         optimizer.zero_grad()
     return history
 
@@ -140,6 +172,8 @@ def finetune(
     temperature: float = 4.0,
     distillation: float = 0.9,
     seed: int = 0,
+    autocast: torch.dtype | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool = True,
 ) -> list[Epoch]:
     """`train` with the paper's defaults for a pruned network: less learning rate, less decay."""
@@ -155,6 +189,8 @@ def finetune(
         temperature=temperature,
         distillation=distillation,
         seed=seed,
+        autocast=autocast,
+        checkpoint=checkpoint,
         progress=progress,
     )
 
@@ -200,11 +236,18 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], *, progress: bool = 
     device = _device(model)
     momenta = [layer.momentum for layer in layers]
     before = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
+    calls: Counter[nn.Module] = Counter()
+
+    def average(layer: nn.Module, _: object) -> None:
+        calls[layer] += 1  # BN itself would ask its device how often it was called
+        layer.momentum = 1 / calls[layer]  # type: ignore[assignment]
+
+    handles = []
     with _seeded(0, device), _mode(model, training=False), torch.no_grad():
         try:
             for layer in layers:
                 layer.reset_running_stats()
-                layer.momentum = None
+                handles.append(layer.register_forward_pre_hook(average))
                 layer.train()
             for batch in _batches(loader, "recalibrate_bn", progress):
                 x, _ = _pair(batch, device)
@@ -215,6 +258,8 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], *, progress: bool = 
                     buffer.copy_(buffers[name])
             raise
         finally:
+            for handle in handles:
+                handle.remove()
             for layer, value in zip(layers, momenta, strict=True):
                 layer.momentum = value
 
@@ -253,29 +298,29 @@ def _loss(
     return (1 - distillation) * F.cross_entropy(logits, y) + distillation * temperature**2 * divergence
 
 
-def _hits(logits: Tensor, y: Tensor) -> int:
-    return int(((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum())
+def _hits(logits: Tensor, y: Tensor) -> Tensor:
+    return ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
 
 
-def _total_loss(logits: Tensor, y: Tensor) -> float:
-    return F.cross_entropy(logits.double(), y, reduction="sum").item()
+def _total_loss(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits.double(), y, reduction="sum")
 
 
 def _mean(
     model: nn.Module,
     loader: Iterable[Any],
-    total: Callable[[Tensor, Tensor], float],
+    total: Callable[[Tensor, Tensor], Tensor],
     function: str,
     progress: bool,
 ) -> float:
     device = _device(model)
-    value, count = 0.0, 0
+    value, count = torch.zeros((), dtype=torch.float64, device=device), 0
     with _seeded(0, device), _mode(model, training=False), torch.no_grad():
         for batch in _batches(loader, function, progress):
             x, y = _labelled(batch, device, function)
             value += total(_logits(model, x, y, function), y)
             count += len(y)
-    return value / count
+    return value.item() / count
 
 
 def _logits(model: nn.Module, x: Tensor, y: Tensor, function: str) -> Tensor:
@@ -299,8 +344,10 @@ def _batches(loader: Iterable[Any], function: str, progress: bool) -> Iterator[A
         )
 
 
-def _epochs(loader: Iterable[Any], epochs: int) -> Iterator[tuple[int, int, Any]]:
-    for epoch in range(epochs):
+def _epochs(
+    loader: Iterable[Any], epochs: Iterable[int], checkpoint: Checkpoint | None
+) -> Iterator[tuple[int, int, Any]]:
+    for epoch in epochs:
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
         step = -1
@@ -311,11 +358,15 @@ def _epochs(loader: Iterable[Any], epochs: int) -> Iterator[tuple[int, int, Any]
                 f"train: loader must yield at least one batch in every epoch, got none in epoch {epoch + 1}; "
                 "pass an iterable that starts anew (a DataLoader, a TensorLoader, a list), not a generator"
             )
+        if checkpoint is not None:
+            checkpoint.after_epoch()
 
 
 def _pair(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
     x, y = (batch, None) if isinstance(batch, Tensor) else batch if len(batch) == 2 else (batch[0], None)
-    return x.to(device), None if y is None else y.to(device)
+    # A device takes what it is sent in order, so only a copy to the CPU has to be waited for.
+    unwaited = device.type != "cpu"
+    return x.to(device, non_blocking=unwaited), None if y is None else y.to(device, non_blocking=unwaited)
 
 
 def _labelled(batch: Any, device: torch.device, function: str) -> tuple[Tensor, Tensor]:
@@ -331,7 +382,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def _seeded(seed: int, device: torch.device) -> Iterator[list[torch.Generator]]:
     # torch.manual_seed would also touch devices this function does not use.
     generators = [torch.default_generator]
     if device.type == "cuda":
@@ -340,7 +391,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     try:
         for generator in generators:
             generator.manual_seed(seed)
-        yield
+        yield generators
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)

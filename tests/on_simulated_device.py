@@ -1,6 +1,7 @@
 """The method on a device, compared bit by bit with the CPU; test_simulated_device.py runs this alone."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import eigendamage_ext as ed
 from eigendamage_ext import _arguments
 from eigendamage_ext.curvature import layers
 from eigendamage_ext.models.resnet import ResNet
+from eigendamage_ext.training import Checkpoint, OutOfTime
 
 X = torch.randn(7, 3, 8, 8)
 Y = torch.arange(7)
@@ -143,6 +145,38 @@ def test_a_batch_waits_for_the_device_once(fisher, expected):
     with Simulation() as simulation:
         ed.estimate_factors(model, on_device, **settings)
     assert simulation.waits["fetched"] == len(on_device) * expected and simulation.waits["sent"] == 0
+
+
+def test_training_is_that_of_the_cpu_and_waits_once_a_step(tmp_path):
+    def run(model: nn.Module, teacher: nn.Module, batches) -> list[dict[str, float]]:
+        settings = {"epochs": 2, "lr": 0.1, "teacher": teacher, "progress": False}
+        history = ed.finetune(model, batches, **settings)
+        ed.recalibrate_bn(model, batches)
+        return [*history, {"accuracy": ed.evaluate(model, batches), "loss": ed.mean_loss(model, batches)}]
+
+    model = network()
+    expected = run(model, network(), BATCHES)
+    with Simulation() as simulation:
+        simulated = move(network())
+        found = run(simulated, move(network()), BATCHES)
+        state = simulated.state_dict()
+    assert found == expected
+    assert all(same(state[name], value) for name, value in model.state_dict().items())
+    assert simulation.waits["fetched"] == 2 * len(BATCHES) and simulation.waits["number"] == 2
+    assert simulation.waits["sent"] == simulation.waits["of unknown size"] == 0
+
+
+def test_training_on_the_device_goes_on_from_a_checkpoint(tmp_path):
+    with Simulation():
+        for deadline in (0.0, None):
+            model = move(network())
+            checkpoint = Checkpoint(tmp_path / "training", deadline=deadline)
+            with pytest.raises(OutOfTime) if deadline is not None else nullcontext():
+                ed.train(model, BATCHES, epochs=2, lr=0.1, checkpoint=checkpoint, progress=False)
+        state = model.state_dict()
+    expected = network()
+    ed.train(expected, BATCHES, epochs=2, lr=0.1, progress=False)
+    assert all(same(state[name], value) for name, value in expected.state_dict().items())
 
 
 def test_the_simulation_finds_a_tensor_left_on_the_cpu():
