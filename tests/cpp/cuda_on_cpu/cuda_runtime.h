@@ -16,6 +16,7 @@
 #define __host__
 #define __constant__
 #define __forceinline__ inline
+#define __noinline__  // libstdc++ has an attribute of this name
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) alignas(bytes)

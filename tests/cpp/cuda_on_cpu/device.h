@@ -8,6 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "accesses.h"
 #include "machine.h"
 
 /// What kernels call: indices, barriers, shuffles, votes, atomics, and functions that C++ lacks.
@@ -93,7 +94,7 @@ T exchange(const char* name, unsigned mask, T value, int source, const Location&
 
 inline void __syncwarp(unsigned mask = 0xFFFFFFFF, CUDA_ON_CPU_HERE) {
   int nothing = 0;
-  cuda_on_cpu::warp_collective("__syncwarp", mask, &nothing, [](void* const*) {}, where);
+  cuda_on_cpu::warp_collective("__syncwarp", mask, &nothing, nullptr, where);
 }
 
 template <class T>
@@ -141,52 +142,54 @@ inline int __all_sync(unsigned mask, int predicate, CUDA_ON_CPU_HERE) {
   return __ballot_sync(mask, predicate, where) == mask;
 }
 
+namespace cuda_on_cpu {
+
+/// Replaces what is at an address by next(it); returns what it was.
+template <class T, class Next>
+[[gnu::no_sanitize_thread]] T atomically(T* address, const Next& next) {
+  watch_atomic(address, sizeof(T));
+  const T before = *address;
+  *address = next(before);
+  return before;
+}
+
+}  // namespace cuda_on_cpu
+
 template <class T, class U>
 T atomicExch(T* address, U value) {
-  const T before = *address;
-  *address = static_cast<T>(value);
-  return before;
+  return cuda_on_cpu::atomically(address, [=](T) { return static_cast<T>(static_cast<T>(value)); });
 }
 template <class T, class U>
 T atomicAdd(T* address, U value) {
-  const T before = *address;
-  *address = before + static_cast<T>(value);
-  return before;
+  return cuda_on_cpu::atomically(address, [=](T before) { return static_cast<T>(before + static_cast<T>(value)); });
 }
 template <class T, class U>
 T atomicMax(T* address, U value) {
-  const T before = *address;
-  if (before < static_cast<T>(value)) *address = static_cast<T>(value);
-  return before;
+  return cuda_on_cpu::atomically(address, [=](T before) {
+    return static_cast<T>(before < static_cast<T>(value) ? static_cast<T>(value) : before);
+  });
 }
 template <class T, class U>
 T atomicMin(T* address, U value) {
-  const T before = *address;
-  if (static_cast<T>(value) < before) *address = static_cast<T>(value);
-  return before;
+  return cuda_on_cpu::atomically(address, [=](T before) {
+    return static_cast<T>(static_cast<T>(value) < before ? static_cast<T>(value) : before);
+  });
 }
 template <class T, class U>
 T atomicOr(T* address, U value) {
-  const T before = *address;
-  *address = before | static_cast<T>(value);
-  return before;
+  return cuda_on_cpu::atomically(address, [=](T before) { return static_cast<T>(before | static_cast<T>(value)); });
 }
 template <class T, class U>
 T atomicAnd(T* address, U value) {
-  const T before = *address;
-  *address = before & static_cast<T>(value);
-  return before;
+  return cuda_on_cpu::atomically(address, [=](T before) { return static_cast<T>(before & static_cast<T>(value)); });
 }
 template <class T, class U, class V>
 T atomicCAS(T* address, U expected, V value) {
-  const T before = *address;
-  if (before == static_cast<T>(expected)) *address = static_cast<T>(value);
-  return before;
+  return cuda_on_cpu::atomically(
+      address, [=](T before) { return before == static_cast<T>(expected) ? static_cast<T>(value) : before; });
 }
 inline unsigned atomicInc(unsigned* address, unsigned last) {
-  const unsigned before = *address;
-  *address = before >= last ? 0 : before + 1;
-  return before;
+  return cuda_on_cpu::atomically(address, [=](unsigned before) { return before >= last ? 0 : before + 1; });
 }
 
 template <class T>

@@ -2,9 +2,9 @@
 
 #include <sys/mman.h>
 
-#include <cstdint>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -58,18 +58,54 @@ namespace {
 
 constexpr std::size_t kPage = 4096, kStack = 256 << 10;
 
+/// All stacks lie in one range, each above a page that stops what grows too far.
+class Stacks {
+ public:
+  static Stacks& all() {
+    static Stacks& instance = *new Stacks;  // outlives what is static
+    return instance;
+  }
+
+  std::byte* take() {
+    if (free_.empty()) throw std::bad_alloc();
+    std::byte* const stack = free_.back();
+    free_.pop_back();
+    return stack;
+  }
+  void give_back(std::byte* stack) { free_.push_back(stack); }
+
+  bool hold(const void* address) const {
+    return static_cast<std::size_t>(static_cast<const std::byte*>(address) - memory_) < kBytes;
+  }
+
+ private:
+  static constexpr std::size_t kEach = kPage + kStack, kBytes = kEach * Fiber::kMost;
+
+  Stacks() {
+    void* const memory =
+        mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    memory_ = static_cast<std::byte*>(memory);
+    for (std::byte* stack = memory_ + kBytes - kEach; free_.size() < Fiber::kMost; stack -= kEach) {
+      if (mprotect(stack, kPage, PROT_NONE) != 0) throw std::bad_alloc();
+      free_.push_back(stack + kPage);
+    }
+  }
+
+  std::byte* memory_;
+  std::vector<std::byte*> free_;
+};
+
 }  // namespace
 
-Fiber::Fiber() {
-  void* memory = mmap(nullptr, kPage + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED || mprotect(memory, kPage, PROT_NONE) != 0) throw std::bad_alloc();
-  memory_ = static_cast<std::byte*>(memory) + kPage;
-}
+Fiber::Fiber() : memory_(Stacks::all().take()) {}
 
 Fiber::~Fiber() {
   ASAN_UNPOISON_MEMORY_REGION(memory_, kStack);
-  munmap(memory_ - kPage, kPage + kStack);
+  Stacks::all().give_back(memory_);
 }
+
+bool Fiber::on_a_stack(const void* address) { return Stacks::all().hold(address); }
 
 void Fiber::start(void (*body)(void*), void* argument) {
   if (unfinished_) ASAN_UNPOISON_MEMORY_REGION(memory_, kStack);
@@ -110,11 +146,6 @@ void Fiber::suspend() {
   __sanitizer_start_switch_fiber(&fake_stack, resumer_stack_, resumer_stack_bytes_);
   cuda_on_cpu_switch(&stack_pointer_, resumer_);
   __sanitizer_finish_switch_fiber(fake_stack, &resumer_stack_, &resumer_stack_bytes_);
-}
-
-bool Fiber::holds(const void* address) const {
-  const auto offset = reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(memory_);
-  return offset < kStack;
 }
 
 }  // namespace cuda_on_cpu

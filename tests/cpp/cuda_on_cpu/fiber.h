@@ -18,7 +18,8 @@ class Fiber {
   /// Called by the body alone.
   void suspend();
 
-  bool holds(const void* address) const;  ///< whether it is on this fiber's stack
+  static constexpr std::size_t kMost = 1024;    ///< at a time
+  static bool on_a_stack(const void* address);  ///< of any fiber
 
  private:
   static void enter(Fiber* self);

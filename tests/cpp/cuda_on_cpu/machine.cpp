@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "accesses.h"
 #include "cuda_runtime.h"
 #include "fiber.h"
 #include "names.h"
@@ -45,6 +46,7 @@ class Machine {
   void warp_collective(const char* name, unsigned mask, void* mine, void (*combine)(void* const* lanes),
                        const Location& where);
   [[noreturn]] void fail(const std::string& what);
+  std::string thread_name(unsigned number) const;
   unsigned running() const { return running_; }
 
  private:
@@ -73,7 +75,7 @@ class Machine {
 };
 
 Machine& machine() {
-  static Machine instance;
+  static Machine& instance = *new Machine;  // as its fibers' stacks
   return instance;
 }
 
@@ -90,17 +92,20 @@ void Machine::run(const Launch& launch) {
   gridDim = dim3(extents.x, extents.y, extents.z);
   threads_.resize(launch.threads.x * launch.threads.y * launch.threads.z);
   while (fibers_.size() < threads_.size()) fibers_.push_back(std::make_unique<Fiber>());
+  watch_launch(launch);
   for (const unsigned block : order) {
     block_ = position(block, extents);
     blockIdx = {block_.x, block_.y, block_.z};
     run_block();
-    if (!fault_.empty()) throw Fault(std::exchange(fault_, {}));
+    if (!fault_.empty()) break;
   }
+  if (!fault_.empty()) throw Fault(std::exchange(fault_, {}));
 }
 
 void Machine::run_block() {
   shared_.reset(new unsigned char[launch_->shared_bytes]);
   std::memset(shared_.get(), 0xFF, launch_->shared_bytes);  // a NaN in every type
+  watch_block(shared_.get(), launch_->shared_bytes);
   ready_warps_ = at_barrier_ = left_ = 0;
   const auto body = [](void* self) { static_cast<Machine*>(self)->run_kernel(); };
   for (unsigned i = 0; i < threads_.size(); ++i) {
@@ -124,7 +129,9 @@ void Machine::run_thread(unsigned number) {
   const Thread& thread = threads_[number];
   running_ = number;
   threadIdx = {thread.index.x, thread.index.y, thread.index.z};
+  watch_thread(true);
   fibers_[number]->resume();
+  watch_thread(false);
 }
 
 void Machine::run_kernel() {
@@ -184,6 +191,7 @@ void Machine::release_block() {
       return;
     }
   }
+  watch_block_barrier();
   result_ = std::exchange(predicates_, 0);
   at_barrier_ = 0;
   for (unsigned i = 0; i < threads_.size(); ++i) set_ready(i);
@@ -207,7 +215,7 @@ void Machine::warp_collective(const char* name, unsigned mask, void* mine, void 
       return wait(State::kInWarp, name, where);
     }
   }
-  combine(all);
+  combine ? combine(all) : watch_warp_barrier(warp, mask);
   for (unsigned i = 0; i < 32; ++i) {
     if (mask >> i & 1 && i != lane) set_ready(32 * warp + i);
   }
@@ -217,7 +225,7 @@ void Machine::warp_collective(const char* name, unsigned mask, void* mine, void 
 
 std::string Machine::describe(unsigned number) const {
   const Thread& thread = threads_[number];
-  const std::string who = "thread " + text(thread.index) + " ";
+  const std::string who = thread_name(number) + " ";
   if (thread.state == State::kLeft) return who + "has left the kernel";
   if (thread.state == State::kReady) return who + "runs";
   return who + "waits in " + thread.name + " at " + thread.where.file_name() + ":" +
@@ -238,6 +246,8 @@ std::string Machine::why_stuck() const {
   return message;
 }
 
+std::string Machine::thread_name(unsigned number) const { return "thread " + text(threads_[number].index); }
+
 void Machine::fail(const std::string& what) {
   fault_ = "kernel " + kernel_name(launch_->kernel) + ", block " + text(block_) + ", thread " +
            text(threads_[running_].index) + ": " + what;
@@ -254,14 +264,30 @@ Device& device() {
 
 void run(const Launch& launch) { machine().run(launch); }
 void* shared_memory() { return machine().shared_memory(); }
+
+// What the machine does on a thread's stack is not the kernel's.
 int block_barrier(const char* name, bool predicate, const Location& where) {
-  return machine().block_barrier(name, predicate, where);
+  watch_thread(false);
+  const int count = machine().block_barrier(name, predicate, where);
+  watch_thread(true);
+  return count;
 }
+
 void warp_collective(const char* name, unsigned mask, void* mine, void (*combine)(void* const* lanes),
                      const Location& where) {
+  watch_thread(false);
   machine().warp_collective(name, mask, mine, combine, where);
+  watch_thread(true);
 }
-void fail(const char* what) { machine().fail(what); }
+
+void fail(const std::string& what) { machine().fail(what); }
+
+void fail(const char* what) {
+  watch_thread(false);
+  machine().fail(what);
+}
+
+std::string describe_thread(unsigned number) { return machine().thread_name(number); }
 unsigned lane() { return machine().running() % 32; }
 unsigned thread_number() { return machine().running(); }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <source_location>
 #include <stdexcept>
+#include <string>
 
 /// The machine that runs kernels: a fiber for every CUDA thread of a block, one block after another.
 namespace cuda_on_cpu {
@@ -49,11 +50,14 @@ void run(const Launch& launch);
 void* shared_memory();
 /// Waits for all threads of the block; returns how many came with `predicate`.
 int block_barrier(const char* name, bool predicate, const Location& where);
-/// Waits for the lanes of `mask`, of which the last calls combine(lanes): for each of 32 what it came with, null for those not in mask.
+/// Waits for the lanes of `mask`, of which the last calls combine(lanes): for each of 32 what it came with, null for those
+/// not in mask. A null combine orders accesses to memory, which others do not.
 void warp_collective(const char* name, unsigned mask, void* mine, void (*combine)(void* const* lanes),
                      const Location& where);
 /// Ends the run with a fault that names the kernel, the block and the running thread.
 [[noreturn]] void fail(const char* what);
+[[noreturn]] void fail(const std::string& what);
+std::string describe_thread(unsigned number);
 unsigned lane();
 /// A number of the running thread, unique in the block.
 unsigned thread_number();

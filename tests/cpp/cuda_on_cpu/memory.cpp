@@ -1,10 +1,13 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <new>
+#include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -16,9 +19,22 @@
 namespace cuda_on_cpu {
 namespace {
 
-std::map<std::uintptr_t, std::size_t>& blocks() {
-  static std::map<std::uintptr_t, std::size_t> sizes;
-  return sizes;
+struct Block {
+  std::size_t bytes;
+  std::vector<Byte> shadow;  ///< once something is watched
+};
+
+std::map<std::uintptr_t, Block>& blocks() {
+  static std::map<std::uintptr_t, Block> instance;
+  return instance;
+}
+
+/// The block that holds an address, or the end.
+auto find(const void* address) {
+  const auto number = reinterpret_cast<std::uintptr_t>(address);
+  const auto next = blocks().upper_bound(number);
+  const auto found = next == blocks().begin() ? blocks().end() : std::prev(next);
+  return found != blocks().end() && number - found->first < found->second.bytes ? found : blocks().end();
 }
 
 int opened = 0;
@@ -38,7 +54,7 @@ void* allocate(std::size_t bytes) {
   if (posix_memalign(&memory, 256, bytes) != 0) throw std::bad_alloc();
   std::memset(memory, 0xFF, bytes);
   const auto block = reinterpret_cast<std::uintptr_t>(memory);
-  blocks()[block] = bytes;
+  blocks()[block] = {bytes, {}};
   if (!opened) close(block, bytes);
   return memory;
 }
@@ -46,28 +62,40 @@ void* allocate(std::size_t bytes) {
 bool release(void* memory) {
   const auto found = blocks().find(reinterpret_cast<std::uintptr_t>(memory));
   if (found == blocks().end()) return memory == nullptr;
-  open(found->first, found->second);
+  open(found->first, found->second.bytes);
   std::free(memory);
   blocks().erase(found);
   return true;
 }
 
-bool on_device(const void* address) {
-  const auto number = reinterpret_cast<std::uintptr_t>(address);
-  auto next = blocks().upper_bound(number);
-  return next != blocks().begin() && number - (--next)->first < next->second;
-}
+bool on_device(const void* address) { return find(address) != blocks().end(); }
 
 std::size_t blocks_in_use() { return blocks().size(); }
 
+WatchedMemory watched_memory(const void* address) {
+  const auto found = find(address);
+  if (found == blocks().end()) return {nullptr, 0, 0};
+  Block& block = found->second;
+  if (block.shadow.empty()) block.shadow.resize(block.bytes);
+  return {block.shadow.data(), reinterpret_cast<std::uintptr_t>(address) - found->first, block.bytes};
+}
+
+void mark_written(const void* address, std::size_t bytes) {
+  if (!watching()) return;
+  const WatchedMemory memory = watched_memory(address);
+  for (std::size_t i = 0; i < std::min(bytes, memory.bytes - memory.offset); ++i) {
+    memory.shadow[memory.offset + i].write.block = 1;
+  }
+}
+
 MemoryOpened::MemoryOpened() {
   if (opened++) return;
-  for (const auto& [block, bytes] : blocks()) open(block, bytes);
+  for (const auto& [block, memory] : blocks()) open(block, memory.bytes);
 }
 
 MemoryOpened::~MemoryOpened() {
   if (--opened) return;
-  for (const auto& [block, bytes] : blocks()) close(block, bytes);
+  for (const auto& [block, memory] : blocks()) close(block, memory.bytes);
 }
 
 }  // namespace cuda_on_cpu

@@ -125,6 +125,7 @@ cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpy
   }
   const cuda_on_cpu::MemoryOpened opened;
   std::memcpy(to, from, bytes);
+  cuda_on_cpu::mark_written(to, bytes);
   return cudaSuccess;
 }
 
@@ -133,6 +134,7 @@ cudaError_t cudaMemset(void* memory, int value, std::size_t bytes) {
   if (!cuda_on_cpu::on_device(memory)) return report(cudaErrorInvalidValue);
   const cuda_on_cpu::MemoryOpened opened;
   std::memset(memory, value, bytes);
+  cuda_on_cpu::mark_written(memory, bytes);
   return cudaSuccess;
 }
 
