@@ -23,8 +23,8 @@ build:         ## compile the extension in place
 print-python:  ## print the Python that `make test` runs, once it is set up
 	@.ci/python $@
 
-demo:          ## train, prune and fine-tune a small network: a table, and report.html
-	@$(built) && "$$python" -m eigendamage_ext demo
+demo:          ## train, prune and fine-tune a small network: a table, and report.html; DEVICE=cuda runs on a GPU
+	@$(built) && "$$python" -m eigendamage_ext demo $(if $(DEVICE),--device $(DEVICE))
 
 test:          ## run the tests; ARGS=… goes to pytest
 	@$(built) && "$$python" -m pytest $(ARGS)

@@ -59,19 +59,15 @@ def positive_integer(text: str) -> int:
 
 def _demo(output: Path, seeds: int, device: str) -> int:
     # Imported here: torch takes seconds, and --help need not wait for it.
-    import torch
     from rich.console import Console
 
-    from . import demo
+    from . import _devices, demo
 
     problem = demo.missing_requirement()
     if problem is None and (output.is_dir() or not output.parent.is_dir()):
         problem = f"demo: --output must be a file in an existing folder, got {output}; create the folder"
-    if problem is None:
-        try:
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError):
-            problem = f"demo: --device must be usable here, got {device!r}; use cpu"
+    if problem is None and (unusable := _devices.problem(device)):
+        problem = f"demo: --device must be usable here, {unusable}"
     if problem is not None:
         print(problem, file=sys.stderr)
         return 1

@@ -12,15 +12,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from . import __version__, ops
+from . import __version__, _devices, ops
 from ._meter import Counted, Meter
 from .curvature.factors import Factors, estimate_factors
 from .data import Split, TensorLoader, digits
@@ -231,7 +230,7 @@ class _Seed:
             rows.append(row)
         self.meter.stage(f"{self.label}: time")
         batch = self.x[: self.settings.timing_batch].contiguous(memory_format=torch.channels_last)
-        times = _milliseconds(networks, batch, self.settings.repeats)
+        times = _devices.milliseconds(networks, batch, self.settings.repeats)
         self.meter.advance(_timing_work(self.settings))
         return [replace(row, milliseconds=time) for row, time in zip(rows, times, strict=True)]
 
@@ -327,21 +326,6 @@ def _normalized(split: Split, settings: DemoSettings) -> Split:
     return Split((x, y.to(settings.device)), (test_x, test_y.to(settings.device)))
 
 
-def _milliseconds(networks: Sequence[nn.Module], batch: Tensor, repeats: int) -> list[float]:
-    """Median time of a forward pass per network; they take turns, so that a slow moment hits them all."""
-    times: list[list[float]] = [[] for _ in networks]
-    with torch.inference_mode():
-        for repeat in range(repeats + 1):
-            for network, record in zip(networks, times, strict=True):
-                start = time.perf_counter()
-                network(batch)
-                if batch.is_cuda:
-                    torch.cuda.synchronize(batch.device)
-                if repeat:  # the first round warms up
-                    record.append(1000 * (time.perf_counter() - start))
-    return [median(record) for record in times]
-
-
 def _headline_budget(settings: DemoSettings) -> float:
     return min(settings.budgets, key=lambda budget: abs(budget - 0.5))
 
@@ -376,19 +360,8 @@ def _provenance(settings: DemoSettings, losses: Sequence[float], seconds: float)
         "time": f"median of {s.repeats} interleaved batches of {s.timing_batch}, channels last, eval mode",
         "package": f"eigendamage-ext {__version__}, kernels {build.get('simd', 'unknown')}",
         "software": f"PyTorch {torch.__version__}, Python {platform.python_version()}, {platform.system()}",
-        "device": _device_name(s.device),
+        "device": _devices.name(s.device),
         "threads": str(torch.get_num_threads()),
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "wall time": f"{seconds:.0f} s",
     }
-
-
-def _device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import io
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,14 @@ import torch
 from rich.console import Console
 
 from eigendamage_ext import __main__ as command_line
-from eigendamage_ext import demo
+from eigendamage_ext import demo, ops
 from eigendamage_ext.demo import DemoSettings, print_table, run_demo
 from eigendamage_ext.report import Measurement, ReportData
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = DemoSettings(
     seeds=1,
     widths=(8, 12, 16),
@@ -174,6 +177,7 @@ def test_main_prints_the_table_and_names_the_report(
         (["demo", "--output", "absent/report.html"], 1, "in an existing folder, got absent/report.html"),
         (["demo", "--output", "."], 1, "must be a file"),
         (["demo", "--device", "nonsense"], 1, "got 'nonsense'; use cpu"),
+        (["demo", "--device", "meta"], 1, "got 'meta', for which there are no kernels; use cpu"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line(
@@ -191,6 +195,40 @@ def test_wrong_usage_is_told_in_one_line(
         got = error.code
     assert got == code
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_gpu_must_be_there_and_the_kernels_compiled_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(demo, "run_demo")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command_line.main(["demo", "--device", "cuda"]) == 1
+    where = "demo: --device must be usable here, got 'cuda'"
+    assert capsys.readouterr().err == f"{where} where PyTorch finds no GPU; use cpu\n"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ops, "build_info", lambda: {"cuda": False})
+    assert command_line.main(["demo", "--device", "cuda"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"{where}, for which the kernels were not compiled; run `EIGENDAMAGE_CUDA=1 make")
+
+
+def test_make_hands_the_device_on() -> None:
+    command = ["make", "-n", "demo", "DEVICE=cuda:1", f"PYTHON={sys.executable}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "-m eigendamage_ext demo --device cuda:1" in run.stdout
+    run = subprocess.run([*command[:3], command[4]], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "-m eigendamage_ext demo" in run.stdout and "--device" not in run.stdout
+
+
+@pytest.mark.cuda
+def test_the_demo_runs_on_a_gpu() -> None:
+    settings = dataclasses.replace(TINY, device="cuda")
+    data = run_demo(settings, progress=False)
+    dense, *pruned = data.measurements
+    assert dense.accuracy > 0.4 and data.settings["device"] == torch.cuda.get_device_name()
+    for m in pruned:
+        assert m.budget - 0.01 <= m.flops / dense.flops <= m.budget and m.milliseconds > 0
+        assert m.accuracy > m.accuracy_cut and m.predicted_loss > 0
 
 
 @pytest.mark.parametrize(("module", "package"), [("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")])

@@ -1,0 +1,75 @@
+"""What a command asks of its device: whether it can work there, what it is called, how fast networks are."""
+
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+
+
+def problem(device: str) -> str | None:
+    """What is wrong with a device and what to do, ``"got …; …"``; None if kernels run there."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        return f"got {device!r}; use cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        return f"got {device!r} where PyTorch finds no GPU; use cpu"
+    if kind == "cuda" and not ops.build_info()["cuda"]:
+        return (
+            f"got {device!r}, for which the kernels were not compiled; run `EIGENDAMAGE_CUDA=1 make build` "
+            "where nvcc is installed, or use cpu"
+        )
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        return f"got {device!r}; use cpu"
+    return None if kind in ("cpu", "cuda") else f"got {device!r}, for which there are no kernels; use cpu"
+
+
+def name(device: str) -> str:
+    """What the device is called by its maker."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def milliseconds(
+    networks: Sequence[nn.Module], batch: Tensor, repeats: int, *, autocast: torch.dtype | None = None
+) -> list[float]:
+    """Median time of a forward pass per network; they take turns, so that a slow moment hits them all.
+
+    Args:
+        networks: In eval mode, on the device of the batch.
+        batch: Their input.
+        repeats: Passes of each, after one that warms up.
+        autocast: Run them under `torch.autocast` with this dtype.
+    """
+    times: list[list[float]] = [[] for _ in networks]
+    half = torch.autocast(batch.device.type, autocast) if autocast else nullcontext()
+    with torch.inference_mode(), half:
+        for repeat in range(repeats + 1):
+            for network, record in zip(networks, times, strict=True):
+                _wait(batch.device)
+                start = time.perf_counter()
+                network(batch)
+                _wait(batch.device)
+                if repeat:
+                    record.append(1000 * (time.perf_counter() - start))
+    return [median(record) for record in times]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
