@@ -24,8 +24,8 @@ RESNET32 = {
 DTYPES = (torch.float32, torch.float64)
 
 
-def covariances(count: int, n: int, dtype: torch.dtype) -> Tensor:
-    rows = torch.randn(count, 2 * n, n, dtype=dtype)
+def covariances(count: int, n: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    rows = torch.randn(count, 2 * n, n, dtype=dtype, device=device)
     return rows.mT @ rows / (2 * n)
 
 
@@ -34,7 +34,7 @@ def check(matrices: list[Tensor]) -> None:
     for matrix, lam, v in zip(matrices, *ops.eigh(matrices)[:2], strict=True):
         exact, (lam, v) = matrix.double(), (lam.double(), v.double())
         error = torch.linalg.norm(exact @ v - v * lam) / torch.linalg.norm(exact)
-        skew = torch.linalg.norm(v.mT @ v - torch.eye(len(lam), dtype=torch.float64))
+        skew = torch.linalg.norm(v.mT @ v - torch.eye(len(lam), dtype=torch.float64, device=v.device))
         assert max(error, skew) <= 8 * len(lam) * torch.finfo(matrix.dtype).eps
 
 

@@ -104,7 +104,7 @@ def kronfluence(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Pairs]:
         def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
             return self.compute_train_loss(batch, model)
 
-    task, state = Classify(), State(cpu=True)
+    task, state = Classify(), State(cpu=x.is_cpu)
     settings = FactorArguments(
         use_empirical_fisher=True, activation_covariance_dtype=x.dtype, gradient_covariance_dtype=x.dtype
     )
@@ -133,11 +133,12 @@ def contestants(model: nn.Module, x: Tensor, y: Tensor, kind: str) -> dict[str, 
     return found
 
 
-def check(kind: str) -> None:
+def check(kind: str, device: str = "cpu") -> None:
     """Every contestant's factors of a small network, in float64."""
     torch.manual_seed(0)
-    model = ResNet(depth=8, widths=(4, 6, 8), num_classes=10, shortcut="B").double().eval()
+    model = ResNet(depth=8, widths=(4, 6, 8), num_classes=10, shortcut="B").to(device, torch.float64).eval()
     x, y = torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.randint(10, (6,))
+    x, y = x.to(device), y.to(device)
     found = {name: run() for name, run in contestants(model, x, y, kind).items()}
     expected = found.pop("ours")
     for name, factors in found.items():
@@ -146,11 +147,21 @@ def check(kind: str) -> None:
             torch.testing.assert_close(pair, expected[layer], rtol=1e-9, atol=1e-12)
 
 
-def prepare(kind: str, against: str) -> Contest:
-    """The wide ResNet32, after a `check`."""
-    check(kind)
-    model = ResNet(depth=32, widths=(64, 128, 256), num_classes=10, shortcut="B").eval()
-    x, y = torch.randn(64, 3, 32, 32), torch.randint(10, (64,))
+def wide_resnet32() -> nn.Module:
+    return ResNet(depth=32, widths=(64, 128, 256), num_classes=10, shortcut="B")
+
+
+def prepare(
+    kind: str,
+    against: str,
+    device: str = "cpu",
+    network: Callable[[], nn.Module] = wide_resnet32,
+    examples: int = 64,
+) -> Contest:
+    """A network's factors, by default the wide ResNet32's, after a `check`."""
+    check(kind, device)
+    model = network().to(device).eval()
+    x, y = torch.randn(examples, 3, 32, 32, device=device), torch.randint(10, (examples,), device=device)
     others = contestants(model, x, y, kind)
     run = others.pop("ours")
     if against == "its network":

@@ -1,8 +1,9 @@
 """One kernel and what one would use instead, timed in turn in one run."""
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ class Contest:
         threads: of all contestants.
         dtype: of the arithmetic.
         least_rounds: however long they take.
+        error: of what a contestant gives for the first of its inputs, relative to the exact answer.
     """
 
     op: str
@@ -45,6 +47,19 @@ class Contest:
     threads: int = THREADS
     dtype: torch.dtype = torch.float32
     least_rounds: int = LEAST_ROUNDS
+    error: Callable[[Any], float] | None = None
+
+
+def in_turn(call: Callable[..., Any], inputs: Sequence[Any]) -> Run:
+    """A contestant that takes each of the inputs in turn, so that caches do not hold the next."""
+    turns = itertools.cycle(inputs)
+    return lambda: call(next(turns))
+
+
+def relative_error(exact: torch.Tensor) -> Callable[[torch.Tensor], float]:
+    """``‖found − exact‖ / ‖exact‖`` in float64."""
+    norm = torch.linalg.norm(exact.flatten())
+    return lambda found: float(torch.linalg.norm((found.double() - exact).flatten()) / norm)
 
 
 def seconds(run: Run) -> float:
