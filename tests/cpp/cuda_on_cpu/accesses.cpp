@@ -214,6 +214,10 @@ WATCH_RANGE(__tsan_write_range, kWrite)
 
 extern "C" void __tsan_init();
 extern "C" void __tsan_init() { cuda_on_cpu::watch().instrumented = true; }
+extern "C" void __tsan_func_entry(void*);
+extern "C" void __tsan_func_entry(void*) {}
+extern "C" void __tsan_func_exit();
+extern "C" void __tsan_func_exit() {}
 extern "C" void __tsan_vptr_update(void**, void*);
 extern "C" void __tsan_vptr_update(void**, void*) {}
 extern "C" void __tsan_vptr_read(void**);
