@@ -88,7 +88,7 @@ _define_covariance(
     "covariance",
     "int feature_dim, bool bias",
     _C.covariance_,
-    lambda x, groups, feature_dim, bias: x.shape[feature_dim] // groups + bias,
+    lambda x, groups, feature_dim, bias: x.shape[feature_dim] // groups + int(bias),  # no SymInt takes a bool
 )
 _define_covariance(
     "channel_covariance",
@@ -100,7 +100,7 @@ _define_covariance(
     "patch_covariance",
     f"{_WINDOW}, bool bias",
     _C.patch_covariance_,
-    lambda x, groups, kernel, *rest: x.shape[1] // groups * kernel[0] * kernel[1] + rest[-1],
+    lambda x, groups, kernel, *rest: x.shape[1] // groups * kernel[0] * kernel[1] + int(rest[-1]),
 )
 _CONVOLUTION = "SymInt[2] kernel, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
 _define(

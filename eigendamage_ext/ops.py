@@ -78,7 +78,7 @@ def covariance(
     _arguments.check_device(op, x)
     dim = _arguments.feature_axis(op, x, feature_dim)
     _arguments.check_bool(op, "bias", bias)
-    size = _arguments.group_size(op, x.shape[dim], groups) + bias
+    size = _arguments.group_size(op, x.shape[dim], groups) + int(bias)
     rows = 1
     for index, length in enumerate(x.shape):
         rows *= 1 if index == dim else length
@@ -191,7 +191,7 @@ def patch_covariance(
     window = _arguments.window(op, x, kernel_size, stride, padding, dilation)
     _arguments.check_bool(op, "bias", bias)
     (kh, kw), (ho, wo) = window.kernel, window.positions
-    size = _arguments.group_size(op, x.shape[1], groups) * kh * kw + bias
+    size = _arguments.group_size(op, x.shape[1], groups) * kh * kw + int(bias)
     divisor = _arguments.divisor(op, alpha, beta, reduction, x.shape[0] * ho * wo)
     _arguments.check_out(op, out, x, groups, size, beta)
     return _call(op, x, (*window, bias), groups, divisor, alpha, beta, out)

@@ -78,7 +78,7 @@ def test_modes_and_profilers_see_the_operator(op: str, device: str) -> None:
     with SeenFunctions() as functions:
         assert torch.equal(call(), expected)
     assert any(op in name for name in functions.names)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         assert torch.equal(call(), expected)
     assert f"eigendamage_ext::{op}" in {event.name for event in profile.events()}
 
