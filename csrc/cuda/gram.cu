@@ -112,9 +112,9 @@ auto kernel_for(const GramProblem& p, const Execution& run) {
   using enum Factor;
   constexpr bool whole = std::is_same_v<Element, float>;
   const auto choose = [&]<Factor a, Factor b>() {
-    return std::pair{
-        p.patches ? gram_kernel<Element, true, a, b> : gram_kernel<Element, false, a, b>,
-        p.patches ? GramBlock<Element, true, a, b>::kSharedBytes : GramBlock<Element, false, a, b>::kSharedBytes};
+    return std::pair{p.patches ? gram_kernel<Element, true, a, b> : gram_kernel<Element, false, a, b>,
+                     p.patches ? sizeof(typename GramBlock<Element, true, a, b>::Shared)
+                               : sizeof(typename GramBlock<Element, false, a, b>::Shared)};
   };
   if constexpr (whole) {
     return run.tf32 ? choose.template operator()<kRounded, kRounded>() : choose.template operator()<kSplit, kSplit>();
@@ -124,7 +124,7 @@ auto kernel_for(const GramProblem& p, const Execution& run) {
     using Kernel = void (*)(Gram);
     if (p.row_weights.empty()) return choose.template operator()<kExact, kExact>();
     return std::pair{Kernel{gram_kernel<Element, false, kSplit, kExact>},
-                     GramBlock<Element, false, kSplit, kExact>::kSharedBytes};
+                     sizeof(typename GramBlock<Element, false, kSplit, kExact>::Shared)};
   }
 }
 

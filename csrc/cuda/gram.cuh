@@ -25,6 +25,7 @@ struct Walk {
   std::int64_t down, right;
   std::int32_t splits, first_partial;
 
+  __device__ std::int64_t positions() const { return rows * columns; }
   __device__ bool lagged() const { return down != 0 || right != 0; }
   __device__ bool backward() const { return down != 0 ? down < 0 : right < 0; }
 };
@@ -51,43 +52,31 @@ struct Gram {
   void* partials;
 };
 
-/// Goes through the positions of a walk in steps.
-class Walker {
- public:
-  static constexpr int kStep = kDepth / 2;
+/// A position of a walk, as the digits of its number: columns count fastest.
+struct Digits {
+  std::int64_t image, row, column;
 
-  __device__ Walker(const Walk& walk, std::int64_t position) : walk_(walk) {
-    split(position, image, row, column);
-    split(kStep, image_step_, row_step_, column_step_);
+  __device__ static Digits of(std::int64_t number, const Walk& walk) {
+    const std::int64_t lines = number / walk.columns;
+    return {lines / walk.rows, lines % walk.rows, number % walk.columns};
   }
 
-  __device__ void advance() {
-    column += column_step_;
-    row += row_step_;
-    image += image_step_;
-    if (column >= walk_.columns) {
-      column -= walk_.columns;
+  __device__ void add(const Digits& step, const Walk& walk) {
+    column += step.column;
+    row += step.row;
+    image += step.image;
+    if (column >= walk.columns) {
+      column -= walk.columns;
       ++row;
     }
-    if (row >= walk_.rows) {
-      row -= walk_.rows;
+    if (row >= walk.rows) {
+      row -= walk.rows;
       ++image;
     }
   }
-
-  std::int64_t image, row, column;
-
- private:
-  __device__ void split(std::int64_t position, std::int64_t& n, std::int64_t& r, std::int64_t& c) const {
-    c = position % walk_.columns;
-    const std::int64_t lines = position / walk_.columns;
-    r = lines % walk_.rows;
-    n = lines / walk_.rows;
-  }
-
-  const Walk& walk_;
-  std::int64_t image_step_, row_step_, column_step_;
 };
+
+constexpr int kPositionStep = kDepth / 2;  ///< between a thread's two positions of a stage
 
 /// A position of x; elements of a row are `offset` from those of the first one.
 struct Position {
@@ -98,161 +87,153 @@ struct Position {
 /// Every kRowStep-th row of a tile, from `first` on, is a thread's to fetch.
 constexpr int kRowStep = 8, kRowsOfThread = kTile / kRowStep, kRowsOfPanel = kPanel / kRowStep;
 
-/// A tile's rows as channels of x.
+/// A tile's rows as channels of x. Entries are what a block knows of an operand.
 template <class Element>
-class PixelRows {
- public:
-  struct Entry {};
-  static constexpr std::size_t kEntries = 0;
+struct PixelRows {
+  struct Entry {  ///< a panel
+    const Element* first;
+    int count;
+  };
+  static constexpr int kEntries = 2;
 
-  __device__ PixelRows(const Gram& gram, const Panel (&panels)[2], int first, Entry*)
-      : stride_(gram.x.channel_stride), first_(first) {
+  __device__ static Entry entry(const Gram& gram, std::int64_t set, std::int64_t tile, int half) {
+    const Panel panel = gram.tiling.panel(set, tile, half);
+    return {static_cast<const Element*>(gram.x.data) + panel.first * gram.x.channel_stride, panel.count};
+  }
+
+  /// Of every kRowStep-th row from `first` on the number at a position.
+  __device__ static void fetch(const Gram& gram, const Entry* entries, int first, const Position& at,
+                               Element (&values)[kRowsOfThread]) {
+    const std::int64_t stride = gram.x.channel_stride;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      rows_[half] = static_cast<const Element*>(gram.x.data) + (panels[half].first + first) * stride_;
-      count_[half] = panels[half].count;
-    }
-  }
-
-  __device__ void fetch(const Position& at, Element (&values)[kRowsOfThread]) const {
+      const Element* from = entries[half].first + at.offset + first * stride;
+      const int left = at.read ? entries[half].count - first : 0;
 #pragma unroll
-    for (int i = 0; i < kRowsOfThread; ++i) {
-      const int half = i / kRowsOfPanel, row = i % kRowsOfPanel * kRowStep;
-      values[i] = at.read && first_ + row < count_[half] ? rows_[half][at.offset + row * stride_] : Element{};
+      for (int i = 0; i < kRowsOfPanel; ++i) {
+        values[half * kRowsOfPanel + i] = i * kRowStep < left ? from[i * kRowStep * stride] : Element{};
+      }
     }
   }
-
- private:
-  const Element* rows_[2];
-  int count_[2];
-  std::int64_t stride_;
-  int first_;
 };
 
 /// A tile's rows as numbers of a patch, in the order (channel, kernel row, kernel column), 0 outside the image.
 template <class Element>
-class PatchRows {
- public:
-  struct Entry {
-    std::int64_t offset, down, right;  ///< from the patch's first pixel
+struct PatchRows {
+  struct Entry {  ///< a row: from a patch's first pixel to the row's
+    std::int64_t offset, down, right;
   };
-  static constexpr std::size_t kEntries = kTile;
-  static constexpr std::int64_t kNowhere = std::int64_t{1} << 62;
+  static constexpr int kEntries = kTile;
 
-  __device__ PatchRows(const Gram& gram, const Panel (&panels)[2], int first, Entry* entries)
-      : x_(gram.x), first_(first), entries_(entries) {
-    for (int row = static_cast<int>(threadIdx.x); row < kTile; row += kGramThreads) {
-      const Panel& panel = panels[row / kPanel];
-      const std::int64_t number = panel.first + row % kPanel, lines = number / gram.kernel_width;
-      const std::int64_t channel = lines / gram.kernel_height;
-      const std::int64_t down = lines % gram.kernel_height * gram.row_dilation;
-      const std::int64_t right = number % gram.kernel_width * gram.column_dilation;
-      entries[row] = {channel * x_.channel_stride + down * x_.height_stride + right * x_.width_stride,
-                      row % kPanel < panel.count ? down : kNowhere, right};
-    }
+  __device__ static Entry entry(const Gram& gram, std::int64_t set, std::int64_t tile, int row) {
+    constexpr std::int64_t kNowhere = std::int64_t{1} << 62;
+    const Panel panel = gram.tiling.panel(set, tile, row / kPanel);
+    if (row % kPanel >= panel.count) return {0, kNowhere, 0};
+    const std::int64_t number = panel.first + row % kPanel, lines = number / gram.kernel_width;
+    const std::int64_t channel = lines / gram.kernel_height;
+    const std::int64_t down = lines % gram.kernel_height * gram.row_dilation;
+    const std::int64_t right = number % gram.kernel_width * gram.column_dilation;
+    return {channel * gram.x.channel_stride + down * gram.x.height_stride + right * gram.x.width_stride, down, right};
   }
 
-  __device__ void fetch(const Position& at, Element (&values)[kRowsOfThread]) const {
+  __device__ static void fetch(const Gram& gram, const Entry* entries, int first, const Position& at,
+                               Element (&values)[kRowsOfThread]) {
+    const ImageView& x = gram.x;
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
-      const Entry entry = entries_[first_ + i * kRowStep];
+      const Entry entry = entries[first + i * kRowStep];
       const std::int64_t row = at.row + entry.down, column = at.column + entry.right;
-      const bool inside = at.read && 0 <= row && row < x_.height && 0 <= column && column < x_.width;
-      values[i] = inside ? static_cast<const Element*>(x_.data)[at.offset + entry.offset] : Element{};
+      const bool inside = at.read && 0 <= row && row < x.height && 0 <= column && column < x.width;
+      values[i] = inside ? static_cast<const Element*>(x.data)[at.offset + entry.offset] : Element{};
     }
   }
-
- private:
-  const ImageView& x_;
-  int first_;
-  const Entry* entries_;
 };
 
 template <class Element, bool patches, Factor a_factor, Factor b_factor>
 class GramBlock {
   using T = Sum<Element>;
   using Rows = std::conditional_t<patches, PatchRows<Element>, PixelRows<Element>>;
-  static constexpr int kStride = kDepth + 16 / static_cast<int>(sizeof(T)), kTileSize = kTile * kStride;
+  static constexpr int kStride = kDepth + 16 / static_cast<int>(sizeof(T));
 
  public:
-  static constexpr std::size_t kSharedBytes =
-      4 * kTileSize * sizeof(T) + 2 * Rows::kEntries * sizeof(typename Rows::Entry);
+  /// Stages of both operands, one filled while the other is multiplied, and what all threads know.
+  struct Shared {
+    T stages[2][2][kTile * kStride];
+    Walk walk;
+    Digits step;
+    std::int32_t split;
+    bool alike;  ///< both operands are the same numbers, but for m
+    typename Rows::Entry entries[2][Rows::kEntries];
+  };
 
-  __device__ GramBlock(const Gram& gram, T* shared)
+  __device__ GramBlock(const Gram& gram, Shared& shared)
       : GramBlock(gram, shared, gram.part_list[blockIdx.x / gram.pairs],
                   gram.tiling.pair(gram.first_pair + blockIdx.x % gram.pairs)) {}
 
   __device__ void run() {
-    if (pair_.diagonal() && walk_.backward()) return;
+    if (idle_) return;
     if (__syncthreads_or(!sum<false>())) sum<true>();
   }
 
  private:
-  struct Panels {
-    Panel halves[2];
-  };
-
-  __device__ static Panels panels(const RowTiling& tiling, const TilePair& pair, std::int64_t tile) {
-    return {{tiling.panel(pair.set, tile, 0), tiling.panel(pair.set, tile, 1)}};
-  }
-
-  __device__ GramBlock(const Gram& gram, T* shared, const Part& part, const TilePair& pair)
+  __device__ GramBlock(const Gram& gram, Shared& shared, const Part& part, const TilePair& pair)
       : gram_(gram),
         shared_(shared),
-        walk_(gram.walks[part.walk]),
-        split_(part.split),
-        pair_(pair),
         thread_row_(gram.rows_first ? threadIdx.x % 8 : threadIdx.x / 32 + threadIdx.x % 32 / 16 * 4),
-        thread_position_(gram.rows_first ? threadIdx.x / 8 : threadIdx.x % 16),
-        a_(gram, panels(gram.tiling, pair, pair.i).halves, thread_row_, entries(0)),
-        b_(gram, panels(gram.tiling, pair, pair.j).halves, thread_row_, entries(1)),
-        alike_(pair.diagonal() && !walk_.lagged()) {
-    if constexpr (patches) __syncthreads();
+        thread_position_(gram.rows_first ? threadIdx.x / 8 : threadIdx.x % 16) {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread < Rows::kEntries) {
+      shared.entries[0][thread] = Rows::entry(gram, pair.set, pair.i, thread);
+      shared.entries[1][thread] = Rows::entry(gram, pair.set, pair.j, thread);
+    }
+    if (thread == kGramThreads - 1) {
+      shared.walk = gram.walks[part.walk];
+      shared.split = part.split;
+      shared.alike = pair.diagonal() && !shared.walk.lagged();
+      if (shared.walk.positions() > 0) shared.step = Digits::of(kPositionStep, shared.walk);
+    }
+    __syncthreads();
     // The warp with nothing to multiply is another one in every block: each has its own part of the multiprocessor.
-    const int role = static_cast<int>((threadIdx.x / 32 + blockIdx.x + blockIdx.x / gram.pairs) % 4);
-    row_half_ = role / 2;
-    column_half_ = role % 2;
-    const bool needed = gram.tiling.bundled() ? row_half_ == column_half_ : !alike_ || row_half_ <= column_half_;
-    multiplies_ = needed && gram.tiling.panel(pair.set, pair.i, row_half_).count > 0 &&
-                  gram.tiling.panel(pair.set, pair.j, column_half_).count > 0;
-    adds_ = gram.bias && alike_ && row_half_ > column_half_;
-    partial_ = static_cast<T*>(gram.partials) +
-               (static_cast<std::int64_t>(blockIdx.x % gram.pairs) * gram.parts + walk_.first_partial + split_) *
-                   (kTile * kTile) +
-               (row_half_ * kTile + column_half_) * kPanel;
+    role_ = static_cast<int>((threadIdx.x / 32 + blockIdx.x + blockIdx.x / gram.pairs) % 4);
+    idle_ = pair.diagonal() && shared.walk.backward();
+    const bool needed =
+        gram.tiling.bundled() ? row_half() == column_half() : !shared.alike || row_half() <= column_half();
+    multiplies_ = needed && gram.tiling.panel(pair.set, pair.i, row_half()).count > 0 &&
+                  gram.tiling.panel(pair.set, pair.j, column_half()).count > 0;
+    adds_ = gram.bias && shared.alike && row_half() > column_half();
   }
 
-  __device__ typename Rows::Entry* entries(int operand) const {
-    return reinterpret_cast<typename Rows::Entry*>(shared_ + 4 * kTileSize) + operand * Rows::kEntries;
-  }
+  __device__ int row_half() const { return role_ / 2; }
+  __device__ int column_half() const { return role_ % 2; }
 
   /// Fetches what the thread stages of the next kDepth positions.
-  __device__ void fetch(Walker& walker) {
+  __device__ void fetch(Digits& at) {
+    const ImageView& x = gram_.x;
+    const Walk& walk = shared_.walk;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      Position at;
-      at.read = walker.image < gram_.x.batch;
-      at.row = walk_.row + walker.row * walk_.row_step;
-      at.column = walk_.column + walker.column * walk_.column_step;
-      at.offset =
-          walker.image * gram_.x.batch_stride + at.row * gram_.x.height_stride + at.column * gram_.x.width_stride;
-      if (gram_.row_weights && at.read) {
-        weight_[i] = gram_.row_weights[at.row] * gram_.column_weights[at.column];
-        at.read = weight_[i] != 0;
+      Position position;
+      position.read = at.image < x.batch;
+      position.row = walk.row + at.row * walk.row_step;
+      position.column = walk.column + at.column * walk.column_step;
+      position.offset = at.image * x.batch_stride + position.row * x.height_stride + position.column * x.width_stride;
+      if (gram_.row_weights && position.read) {
+        weight_[i] = gram_.row_weights[position.row] * gram_.column_weights[position.column];
+        position.read = weight_[i] != 0;
       }
-      a_.fetch(at, a_values_[i]);
-      if (!alike_) {
-        at.offset += walk_.down * gram_.x.height_stride + walk_.right * gram_.x.width_stride;
-        b_.fetch(at, b_values_[i]);
+      Rows::fetch(gram_, shared_.entries[0], thread_row_, position, a_values_[i]);
+      if (!shared_.alike) {
+        position.offset += walk.down * x.height_stride + walk.right * x.width_stride;
+        Rows::fetch(gram_, shared_.entries[1], thread_row_, position, b_values_[i]);
       }
-      walker.advance();
+      at.add(shared_.step, walk);
     }
   }
 
   __device__ void stage(T* tile, const Element (&values)[2][kRowsOfThread], bool weighted) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      T* to = tile + thread_row_ * kStride + thread_position_ + i * Walker::kStep;
+      T* to = tile + thread_row_ * kStride + thread_position_ + i * kPositionStep;
 #pragma unroll
       for (int row = 0; row < kRowsOfThread; ++row) {
         const T value = widened(values[i][row]);
@@ -261,8 +242,11 @@ class GramBlock {
     }
   }
 
+  /// The warp that adds up rows has the tile for it.
+  __device__ static T* row_sums(WarpTile<T>& sums) { return sums.sums[0]; }
+
   /// Sums what is staged of two rows, each lane's in an order of its own, so that no two use a bank at the same time.
-  __device__ void add_rows(const T* tile, T (&row_sums)[2]) const {
+  __device__ void add_rows(const T* tile, T* row_sums) const {
     const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -272,9 +256,12 @@ class GramBlock {
     }
   }
 
-  __device__ void add_to_partial(WarpTile<T>& sums, T (&row_sums)[2], bool first) const {
+  __device__ void add_to_partial(WarpTile<T>& sums, bool first) const {
+    const std::int64_t index =
+        static_cast<std::int64_t>(blockIdx.x % gram_.pairs) * gram_.parts + shared_.walk.first_partial + shared_.split;
+    T* own = static_cast<T*>(gram_.partials) + index * (kTile * kTile) + (row_half() * kTile + column_half()) * kPanel;
     if (multiplies_) {
-      T* own = partial_ + sums.first_row() * kTile + sums.first_column();
+      own += sums.first_row() * kTile + sums.first_column();
       sums.for_each([&](int row, int column, T& sum) {
         T& to = own[row * kTile + column];
         to = first ? sum : to + sum;
@@ -283,9 +270,9 @@ class GramBlock {
     } else if (adds_) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        T& to = partial_[half * kTile + threadIdx.x % 32];
-        to = first ? row_sums[half] : to + row_sums[half];
-        row_sums[half] = 0;
+        T &to = own[half * kTile + threadIdx.x % 32], &sum = row_sums(sums)[half];
+        to = first ? sum : to + sum;
+        sum = 0;
       }
     }
   }
@@ -293,55 +280,61 @@ class GramBlock {
   /// Whether all sums are finite, of those that the thread holds.
   template <bool plainly>
   __device__ bool sum() {
-    const std::int64_t stages = (gram_.x.batch * walk_.rows * walk_.columns + kDepth - 1) / kDepth;
-    const std::int64_t begin = stages * split_ / walk_.splits, end = stages * (split_ + 1) / walk_.splits;
+    const std::int64_t stages = (gram_.x.batch * shared_.walk.positions() + kDepth - 1) / kDepth;
+    const std::int64_t begin = stages * shared_.split / shared_.walk.splits;
+    const auto count = static_cast<int>(stages * (shared_.split + 1) / shared_.walk.splits - begin);
     WarpTile<T> sums;
-    T row_sums[2] = {};
     sums.zero();
+    if (count == 0) {
+      add_to_partial(sums, true);
+      return true;
+    }
     bool finite = true;
-    if (begin == end) add_to_partial(sums, row_sums, true);
-    if (begin == end) return true;
-    Walker walker(walk_, begin * kDepth + thread_position_);
-    fetch(walker);
-    for (std::int64_t i = begin; i < end; ++i) {
-      T* a = shared_ + i % 2 * (2 * kTileSize);
-      T* b = a + kTileSize;
-      const bool weighted = gram_.row_weights != nullptr, shares = alike_ && !weighted;
+    Digits at = Digits::of(begin * kDepth + thread_position_, shared_.walk);
+    fetch(at);
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      T *a = shared_.stages[i % 2][0], *b = shared_.stages[i % 2][1];
+      const bool weighted = gram_.row_weights != nullptr;
       stage(a, a_values_, weighted);
-      if (alike_ && weighted) stage(b, a_values_, false);
-      if (!alike_) stage(b, b_values_, false);
+      if (!shared_.alike) {
+        stage(b, b_values_, false);
+      } else if (weighted) {
+        stage(b, a_values_, false);
+      } else {
+        b = a;
+      }
       __syncthreads();
-      if (i + 1 < end) fetch(walker);
+      if (i + 1 < count) fetch(at);
       if (multiplies_) {
-        const Operand<T> left{a + row_half_ * kPanel * kStride, kStride};
-        const Operand<T> right{(shares ? a : b) + column_half_ * kPanel * kStride, kStride};
+        const Operand<T> left{a + row_half() * kPanel * kStride, kStride};
+        const Operand<T> right{b + column_half() * kPanel * kStride, kStride};
         if constexpr (plainly) {
           sums.template multiply_add_plainly<Order::kDepthInside>(left, right, kDepth);
         } else {
-          sums.template multiply_add<Order::kDepthInside, a_factor, b_factor>(left, right, kDepth);
+          constexpr int kStep = WarpTile<T>::kDepthStep;
+#pragma unroll 1
+          for (int k = 0; k < kDepth; k += kStep) {
+            sums.template multiply_add<Order::kDepthInside, a_factor, b_factor>({left.tile + k, kStride},
+                                                                                {right.tile + k, kStride}, kStep);
+          }
         }
       } else if (adds_) {
-        add_rows(a, row_sums);
+        add_rows(a, row_sums(sums));
       }
-      if ((i + 1 - begin) % kStagesInSum == 0 || i + 1 == end) {
+      if ((i + 1) % kStagesInSum == 0 || i + 1 == count) {
         finite = finite && (!multiplies_ || sums.finite());
-        add_to_partial(sums, row_sums, i - begin < kStagesInSum);
+        add_to_partial(sums, i < kStagesInSum);
       }
     }
     return finite;
   }
 
   const Gram& gram_;
-  T* const shared_;  ///< two stages of two tiles, one filled while the other is multiplied
-  const Walk walk_;
-  const std::int32_t split_;
-  const TilePair pair_;
+  Shared& shared_;
   const int thread_row_, thread_position_;
-  const Rows a_, b_;
-  const bool alike_;  ///< both operands are the same numbers, but for m
-  int row_half_, column_half_;
-  bool multiplies_, adds_;
-  T* partial_;
+  int role_;
+  bool idle_, multiplies_, adds_;
   Element a_values_[2][kRowsOfThread], b_values_[2][kRowsOfThread];
   float weight_[2];
 };
@@ -349,7 +342,8 @@ class GramBlock {
 template <class Element, bool patches, Factor a_factor, Factor b_factor>
 __global__ void __launch_bounds__(kGramThreads, kGramBlocks<Sum<Element>>)
     gram_kernel(const __grid_constant__ Gram gram) {
-  GramBlock<Element, patches, a_factor, b_factor>(gram, shared_memory<Sum<Element>>()).run();
+  using Block = GramBlock<Element, patches, a_factor, b_factor>;
+  Block(gram, *shared_memory<typename Block::Shared>()).run();
 }
 
 }  // namespace eigendamage::cuda

@@ -41,6 +41,8 @@ struct RowTiling {
   }
 
   __device__ bool bundled() const { return bundle > 0; }
+  /// From the first row of a panel to that of the next.
+  __device__ std::int64_t panel_rows() const { return bundled() ? bundle * rows : kPanel; }
 
   __device__ TilePair pair(std::int64_t index) const {
     const std::int64_t of_set = tiles * (tiles + 1) / 2;

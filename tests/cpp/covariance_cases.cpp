@@ -1,6 +1,7 @@
 #include "covariance_cases.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "check.h"
 
@@ -37,6 +38,17 @@ void check_output(const Output& out, const std::vector<double>& before, const st
   CHECK(wrong == 0, message + ": " + std::to_string(wrong) + " of " + std::to_string(after.size()) + " entries");
   CHECK(out.gaps_untouched(), message);
   CHECK(out.symmetric(), message);
+}
+
+double norm(const std::vector<double>& a) {
+  double squares = 0;
+  for (const double value : a) squares += value * value;
+  return std::sqrt(squares);
+}
+
+double distance(std::vector<double> a, const std::vector<double>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] -= b[i];
+  return norm(a);
 }
 
 }  // namespace testing

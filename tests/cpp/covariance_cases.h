@@ -28,4 +28,7 @@ Problem random_problem(Random& random);
 void check_output(const Output& out, const std::vector<double>& before, const std::vector<double>& sum,
                   const eigendamage::Update& update, const std::string& message);
 
+double norm(const std::vector<double>& a);
+double distance(std::vector<double> a, const std::vector<double>& b);
+
 }  // namespace testing

@@ -3,30 +3,18 @@
 #include <vector>
 
 #include "check.h"
+#include "covariance_cases.h"
 #include "cpu/covariances.h"
 #include "cpu/simd.h"
 #include "images.h"
 #include "reference.h"
 
 using namespace eigendamage;
+using testing::distance;
 using testing::Images;
+using testing::norm;
 using testing::Output;
 using testing::Random;
-
-namespace {
-
-double norm(const std::vector<double>& a) {
-  double squares = 0;
-  for (const double value : a) squares += value * value;
-  return std::sqrt(squares);
-}
-
-double distance(std::vector<double> a, const std::vector<double>& b) {
-  for (std::size_t i = 0; i < a.size(); ++i) a[i] -= b[i];
-  return norm(a);
-}
-
-}  // namespace
 
 TEST(float_sums_are_as_accurate_as_a_float_matrix_product) {
   const ConvGeometry geometry{{3, 1, 1, 1, 24}, {3, 1, 1, 1, 20}};

@@ -108,7 +108,9 @@ Fiber::~Fiber() {
 bool Fiber::on_a_stack(const void* address) { return Stacks::all().hold(address); }
 
 void Fiber::start(void (*body)(void*), void* argument) {
-  if (unfinished_) ASAN_UNPOISON_MEMORY_REGION(memory_, kStack);
+  // A finished body leaves the frames of enter() and of its last suspend().
+  const std::size_t left = unfinished_ ? kStack : kPage;
+  ASAN_UNPOISON_MEMORY_REGION(memory_ + kStack - left, left);
   unfinished_ = true;
   body_ = body, argument_ = argument;
   struct Saved {
