@@ -11,7 +11,6 @@ trained on lossless images starts lower there, so read each figure beside the de
 """
 
 import argparse
-import copy
 import json
 import platform
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import eigendamage_ext as ed
 from eigendamage_ext.data import TensorLoader, load_jpegs, load_npz, normalize
@@ -81,12 +80,21 @@ def test_images(folder: Path, count: int | None) -> tuple[Tensor, Tensor]:
     return normalize(images, MEAN, STD), labels
 
 
-def accuracies(model: nn.Module, test: TensorLoader, calibration: TensorLoader) -> tuple[float, float]:
-    """Accuracy as the model is, and after BN re-estimation of a copy."""
-    plain = ed.evaluate(model, test, progress=True)
-    model = copy.deepcopy(model)
-    ed.recalibrate_bn(model, calibration)
-    return plain, ed.evaluate(model, test, progress=True)
+def measured(result: ed.PruneResult, test: TensorLoader, calibration: TensorLoader) -> dict[str, Any]:
+    """What a cut costs and leaves, without and with BN re-estimated; the model keeps the new statistics."""
+    plan = result.plan
+    plain = ed.evaluate(result.model, test, progress=True)
+    ed.recalibrate_bn(result.model, calibration)
+    return {
+        "flops": result.flops_after,
+        "params": result.params_after,
+        "flops_kept": result.flops_after / result.flops_before,
+        "params_kept": result.params_after / result.params_before,
+        "accuracy": plain,
+        "accuracy_bn": ed.evaluate(result.model, test, progress=True),
+        "predicted_loss": plan.predicted_loss,
+        "forms": dict(Counter(row.form for row in plan.values())),
+    }
 
 
 def measure(
@@ -103,24 +111,8 @@ def measure(
     records = []
     for allocation, scores, budget in (("threshold", "kfac", 1.0), *plans):
         plan = ed.plan(model, factors, target={"flops": budget}, allocation=allocation, scores=scores)
-        result = plan.apply(model)
-        plain, recalibrated = accuracies(result.model, test, calibration)
-        records.append(
-            {
-                "network": name,
-                "allocation": allocation,
-                "scores": scores,
-                "budget": budget,
-                "flops": result.flops_after,
-                "params": result.params_after,
-                "flops_kept": result.flops_after / result.flops_before,
-                "params_kept": result.params_after / result.params_before,
-                "accuracy": plain,
-                "accuracy_bn": recalibrated,
-                "predicted_loss": plan.predicted_loss,
-                "forms": dict(Counter(row.form for row in plan.values())),
-            }
-        )
+        asked = {"network": name, "allocation": allocation, "scores": scores, "budget": budget}
+        records.append(asked | measured(plan.apply(model), test, calibration))
         _print_row(records[-1])
     return records
 

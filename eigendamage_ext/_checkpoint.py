@@ -68,7 +68,9 @@ class TrainingState:
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         for index, generator in enumerate(self.generators):
             generator.set_state(tensors[f"random.{index}"])
-        self.history[:] = history
+        self.history[:] = [
+            Epoch(epoch=e["epoch"], lr=e["lr"], loss=e["loss"], accuracy=e["accuracy"]) for e in history
+        ]
 
 
 class Checkpoint:

@@ -74,7 +74,17 @@ def write_tensors(
         "digest": _digest(plain, text),
     }
     content = safetensors.torch.save(plain, metadata)
-    write_atomically(path, lambda file: _write_all(file, content))
+    start = 8 + int.from_bytes(content[:8], "little")
+    # Its own order of the metadata changes from call to call; equal content shall make equal files.
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        file.write(memoryview(content)[start:])
+
+    write_atomically(path, write)
 
 
 def read_tensors(path: str | os.PathLike[str], *, format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,7 +149,3 @@ def _digest(tensors: Mapping[str, Tensor], manifest: str) -> str:
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _write_all(file: BinaryIO, content: bytes) -> None:
-    file.write(content)

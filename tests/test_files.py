@@ -39,6 +39,13 @@ def test_round_trip_is_bit_equal(path):
         assert torch.equal(tensors[name], tensor)
 
 
+def test_equal_content_makes_equal_files(path, tmp_path):
+    for _ in range(8):
+        write_tensors(tmp_path / "again", dict(reversed(TENSORS.items())), MANIFEST, format="test")
+        assert (tmp_path / "again").read_bytes() == path.read_bytes()
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
+
+
 def test_tied_tensors_are_written_by_every_name(tmp_path):
     tied = torch.randn(3)
     write_tensors(tmp_path / "f", {"a": tied, "b": tied, "c": tied[1:]}, {}, format="test")

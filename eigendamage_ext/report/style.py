@@ -1,6 +1,6 @@
 """The page's style sheet: two themes, one column on a phone."""
 
-CSS = """
+THEME = """\
 :root {
   color-scheme: light dark;
   --paper: #fbfaf7; --ink: #1d1f22; --muted: #63676d; --grid: #d9d6cf; --accent: #11698a; --warm: #c2562d;
@@ -9,7 +9,11 @@ CSS = """
   :root {
     --paper: #15171a; --ink: #e9e7e2; --muted: #9ea3aa; --grid: #3a3e44; --accent: #63bfdd; --warm: #f0946c;
   }
-}
+}"""
+
+CSS = (
+    THEME
+    + """
 * { box-sizing: border-box; }
 body {
   margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100%;
@@ -94,3 +98,4 @@ dd { margin: 0; font-size: .9rem; overflow-wrap: anywhere; }
   section { break-inside: avoid; }
 }
 """
+)
