@@ -5,6 +5,7 @@ contestants run in eval mode; what they compute is compared on a small network i
 """
 
 import copy
+import functools
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -133,6 +134,7 @@ def contestants(model: nn.Module, x: Tensor, y: Tensor, kind: str) -> dict[str, 
     return found
 
 
+@functools.cache
 def check(kind: str, device: str = "cpu") -> None:
     """Every contestant's factors of a small network, in float64."""
     torch.manual_seed(0)

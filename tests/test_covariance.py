@@ -100,7 +100,7 @@ def test_rows_are_not_copied() -> None:
     x = torch.randn(8, 16, 32, 32)
     views = [x, x.to(memory_format=torch.channels_last), x[:, :, ::2, 1:9], x.movedim(0, 3)]
     for view in views:
-        with torch.profiler.profile(profile_memory=True) as profile:
+        with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
             ops.covariance(view, feature_dim=1)
         allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
         assert allocated < view.numel()

@@ -17,6 +17,7 @@ NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
 needs_sparse_memory = pytest.mark.skipif(
     sys.platform != "linux" or sys.maxsize < 2**40, reason="address space for nothing is Linux's"
 )
+on_each_device = pytest.mark.usefixtures("default_device")
 
 
 def far_apart(tensor, dim):
@@ -25,7 +26,10 @@ def far_apart(tensor, dim):
     for other in reversed(range(tensor.dim())):
         strides[other], step = (FAR, step) if other == dim else (step, step * tensor.shape[other])
     assert tensor.shape[dim] <= 2 and step < FAR
-    size = (FAR * (tensor.shape[dim] - 1) + step) * tensor.element_size()
+    elements = FAR * (tensor.shape[dim] - 1) + step
+    if tensor.is_cuda:
+        return tensor.new_empty(elements).as_strided(tensor.shape, strides).copy_(tensor)
+    size = elements * tensor.element_size()
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
     memory = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=tensor.dtype)
     return memory.as_strided(tensor.shape, strides).copy_(tensor)
@@ -35,6 +39,7 @@ def integers(*shape, dtype=torch.float32):
     return torch.randint(-4, 5, shape).to(dtype)
 
 
+@on_each_device
 @needs_sparse_memory
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dim", range(4))
@@ -50,6 +55,7 @@ def test_inputs_far_apart(dim, dtype):
     assert torch.equal(ops.covariance(far, feature_dim=1), ops.covariance(x, feature_dim=1))
 
 
+@on_each_device
 @needs_sparse_memory
 @pytest.mark.parametrize("dim", range(3))
 def test_outputs_far_apart(dim):
@@ -61,6 +67,7 @@ def test_outputs_far_apart(dim):
     assert torch.equal(far, ops.channel_covariance(x, 3, out=start.clone(), **settings))
 
 
+@on_each_device
 @needs_sparse_memory
 @pytest.mark.parametrize("dim", range(3))
 def test_matrices_far_apart(dim):
@@ -84,15 +91,17 @@ def windows(pixels, kernel, stride, padding, dilation):
 def patch_sum(x, kernel, stride, padding, dilation):
     """Σ_nt a_nt a_ntᵀ over the windows that read anything, and how many windows there are per image."""
     (high, down), (wide, across) = (windows(size, kernel, stride, padding, dilation) for size in x.shape[2:])
-    total = torch.zeros(x.shape[1] * kernel**2, x.shape[1] * kernel**2, dtype=torch.float64)
+    x = x.cpu()
+    total = torch.zeros(x.shape[1] * kernel**2, x.shape[1] * kernel**2, dtype=torch.float64, device="cpu")
     for rows, columns in itertools.product(down.values(), across.values()):
-        patch = torch.zeros(len(x), x.shape[1], kernel, kernel, dtype=torch.float64)
+        patch = torch.zeros(len(x), x.shape[1], kernel, kernel, dtype=torch.float64, device="cpu")
         for (i, row), (j, column) in itertools.product(rows, columns):
             patch[:, :, i, j] = x[:, :, row, column]
         total += patch.flatten(1).mT @ patch.flatten(1)
     return total, high * wide
 
 
+@on_each_device
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation"),
     [
@@ -108,10 +117,11 @@ def test_windows_far_outside(kernel, stride, padding, dilation):
     x = integers(2, 3, 4, 5)
     settings = {"stride": stride, "padding": padding, "dilation": dilation}
     total, count = patch_sum(x, kernel, stride, padding, dilation)
-    assert torch.equal(ops.patch_covariance(x, kernel, **settings, reduction="sum").double(), total)
-    torch.testing.assert_close(
-        ops.patch_covariance(x, kernel, **settings).double() * (len(x) * count), total, rtol=1e-6, atol=0
-    )
+    found = ops.patch_covariance(x, kernel, **settings, reduction="sum")
+    assert torch.equal(found.cpu().double(), total)
+    mean = ops.patch_covariance(x, kernel, **settings).cpu().double()
+    torch.testing.assert_close(mean * (len(x) * count), total, rtol=1e-6, atol=0)
     blocks = total.reshape(3, kernel**2, 3, kernel**2)
     expected = blocks.diagonal(dim1=1, dim2=3).sum(-1)
-    assert torch.equal(ops.channel_covariance(x, kernel, **settings, reduction="sum").double(), expected)
+    found = ops.channel_covariance(x, kernel, **settings, reduction="sum")
+    assert torch.equal(found.cpu().double(), expected)

@@ -134,7 +134,7 @@ def test_far_sides_of_the_padding_add_nothing() -> None:
 def test_no_per_example_gradient_is_held() -> None:
     """64 of them would be 38 MB, the largest thing here; allocations are what the CPU profiler sees."""
     x, g = torch.randn(64, 128, 4, 4), torch.randn(64, 128, 4, 4)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         ops.gradient_second_moment(x, g.to(memory_format=torch.channels_last), 3, padding=1)
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
     assert allocated < 3 * 4 * x.numel()
