@@ -23,9 +23,16 @@ struct Access {
   bool atomic = false;
 };
 
-struct Byte {
+/// Accesses to a byte, or to four that have only been accessed at once.
+struct History {
   Access write;
   Access reads[2];  ///< the last, and one as far from it as there was: of another block, warp or lane
+};
+
+/// Four bytes of memory. Where it is not split the first has the history of all.
+struct Word {
+  History bytes[4];
+  bool is_split = false;
 };
 
 bool watching();  ///< whether g++ has instrumented something
@@ -36,6 +43,8 @@ void watch_block(const void* shared, std::size_t bytes);
 void watch_block_barrier();
 void watch_warp_barrier(unsigned warp, unsigned mask);
 void watch_atomic(const void* address, std::size_t bytes);
-void watch_thread(bool running);
+void watch_thread(unsigned number);  ///< what it does until watch_nobody() is the kernel's
+void watch_nobody();
+void watch_host(Word* words, std::size_t offset, std::size_t bytes);  ///< writes; it does so between launches alone
 
 }  // namespace cuda_on_cpu

@@ -54,7 +54,6 @@ cuda_on_cpu_begin:
 )");
 
 namespace cuda_on_cpu {
-namespace {
 
 constexpr std::size_t kPage = 4096, kStack = 256 << 10;
 
@@ -74,29 +73,24 @@ class Stacks {
   }
   void give_back(std::byte* stack) { free_.push_back(stack); }
 
-  bool hold(const void* address) const {
-    return static_cast<std::size_t>(static_cast<const std::byte*>(address) - memory_) < kBytes;
-  }
-
  private:
   static constexpr std::size_t kEach = kPage + kStack, kBytes = kEach * Fiber::kMost;
+  static_assert(kBytes == Fiber::kStacksBytes);
 
   Stacks() {
     void* const memory =
         mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
-    memory_ = static_cast<std::byte*>(memory);
-    for (std::byte* stack = memory_ + kBytes - kEach; free_.size() < Fiber::kMost; stack -= kEach) {
+    Fiber::stacks_ = static_cast<std::byte*>(memory);
+    for (std::byte* stack = static_cast<std::byte*>(memory) + kBytes - kEach; free_.size() < Fiber::kMost;
+         stack -= kEach) {
       if (mprotect(stack, kPage, PROT_NONE) != 0) throw std::bad_alloc();
       free_.push_back(stack + kPage);
     }
   }
 
-  std::byte* memory_;
   std::vector<std::byte*> free_;
 };
-
-}  // namespace
 
 Fiber::Fiber() : memory_(Stacks::all().take()) {}
 
@@ -104,8 +98,6 @@ Fiber::~Fiber() {
   ASAN_UNPOISON_MEMORY_REGION(memory_, kStack);
   Stacks::all().give_back(memory_);
 }
-
-bool Fiber::on_a_stack(const void* address) { return Stacks::all().hold(address); }
 
 void Fiber::start(void (*body)(void*), void* argument) {
   // A finished body leaves the frames of enter() and of its last suspend().

@@ -18,10 +18,16 @@ class Fiber {
   /// Called by the body alone.
   void suspend();
 
-  static constexpr std::size_t kMost = 1024;    ///< at a time
-  static bool on_a_stack(const void* address);  ///< of any fiber
+  static constexpr std::size_t kMost = 1024;     ///< at a time
+  static bool on_a_stack(const void* address) {  ///< of any fiber
+    return static_cast<std::size_t>(static_cast<const std::byte*>(address) - stacks_) < kStacksBytes;
+  }
 
  private:
+  friend class Stacks;
+  static constexpr std::size_t kStacksBytes = kMost * ((256 << 10) + 4096);
+  inline static const std::byte* stacks_ = nullptr;
+
   static void enter(Fiber* self);
 
   std::byte* memory_;

@@ -129,9 +129,9 @@ void Machine::run_thread(unsigned number) {
   const Thread& thread = threads_[number];
   running_ = number;
   threadIdx = {thread.index.x, thread.index.y, thread.index.z};
-  watch_thread(true);
+  watch_thread(number);
   fibers_[number]->resume();
-  watch_thread(false);
+  watch_nobody();
 }
 
 void Machine::run_kernel() {
@@ -267,23 +267,23 @@ void* shared_memory() { return machine().shared_memory(); }
 
 // What the machine does on a thread's stack is not the kernel's.
 int block_barrier(const char* name, bool predicate, const Location& where) {
-  watch_thread(false);
+  watch_nobody();
   const int count = machine().block_barrier(name, predicate, where);
-  watch_thread(true);
+  watch_thread(machine().running());
   return count;
 }
 
 void warp_collective(const char* name, unsigned mask, void* mine, void (*combine)(void* const* lanes),
                      const Location& where) {
-  watch_thread(false);
+  watch_nobody();
   machine().warp_collective(name, mask, mine, combine, where);
-  watch_thread(true);
+  watch_thread(machine().running());
 }
 
 void fail(const std::string& what) { machine().fail(what); }
 
 void fail(const char* what) {
-  watch_thread(false);
+  watch_nobody();
   machine().fail(what);
 }
 

@@ -21,7 +21,7 @@ namespace {
 
 struct Block {
   std::size_t bytes;
-  std::vector<Byte> shadow;  ///< once something is watched
+  std::vector<Word> words;  ///< once something is watched
 };
 
 std::map<std::uintptr_t, Block>& blocks() {
@@ -36,6 +36,9 @@ auto find(const void* address) {
   const auto found = next == blocks().begin() ? blocks().end() : std::prev(next);
   return found != blocks().end() && number - found->first < found->second.bytes ? found : blocks().end();
 }
+
+std::uintptr_t last_block = 0;  ///< where the last watched access was
+WatchedMemory last{};
 
 int opened = 0;
 
@@ -63,6 +66,7 @@ bool release(void* memory) {
   const auto found = blocks().find(reinterpret_cast<std::uintptr_t>(memory));
   if (found == blocks().end()) return memory == nullptr;
   open(found->first, found->second.bytes);
+  last = {};
   std::free(memory);
   blocks().erase(found);
   return true;
@@ -73,19 +77,22 @@ bool on_device(const void* address) { return find(address) != blocks().end(); }
 std::size_t blocks_in_use() { return blocks().size(); }
 
 WatchedMemory watched_memory(const void* address) {
-  const auto found = find(address);
-  if (found == blocks().end()) return {nullptr, 0, 0};
-  Block& block = found->second;
-  if (block.shadow.empty()) block.shadow.resize(block.bytes);
-  return {block.shadow.data(), reinterpret_cast<std::uintptr_t>(address) - found->first, block.bytes};
+  const auto number = reinterpret_cast<std::uintptr_t>(address);
+  if (number - last_block >= last.bytes) {
+    const auto found = find(address);
+    if (found == blocks().end()) return {nullptr, 0, 0};
+    Block& block = found->second;
+    if (block.words.empty()) block.words.resize((block.bytes + 3) / 4);
+    last_block = found->first;
+    last = {block.words.data(), 0, block.bytes};
+  }
+  return {last.words, number - last_block, last.bytes};
 }
 
 void mark_written(const void* address, std::size_t bytes) {
-  if (!watching()) return;
+  if (!watching() || !on_device(address)) return;
   const WatchedMemory memory = watched_memory(address);
-  for (std::size_t i = 0; i < std::min(bytes, memory.bytes - memory.offset); ++i) {
-    memory.shadow[memory.offset + i].write.block = 1;
-  }
+  watch_host(memory.words, memory.offset, std::min(bytes, memory.bytes - memory.offset));
 }
 
 MemoryOpened::MemoryOpened() {

@@ -13,9 +13,9 @@ bool on_device(const void* address);
 std::size_t blocks_in_use();
 void mark_written(const void* address, std::size_t bytes);  ///< by the host
 
-/// Where an address is in a block of memory, and who accessed each byte of that; no bytes if it is in none.
+/// Where an address is in a block of memory, and who accessed that; no bytes if it is in none.
 struct WatchedMemory {
-  Byte* shadow;
+  Word* words;
   std::size_t offset, bytes;
 };
 WatchedMemory watched_memory(const void* address);
