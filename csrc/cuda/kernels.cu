@@ -2,6 +2,7 @@
 
 #include "../kernels.h"
 #include "covariances.h"
+#include "second_moment.h"
 
 #ifndef __CUDA_ARCH_LIST__  // compiled for the CPU
 #define __CUDA_ARCH_LIST__ 0
@@ -24,6 +25,11 @@ void patch_covariance(const ImageView& x, const ConvGeometry& geometry, bool bia
   cuda::patch_covariance(x, geometry, bias, update, out, run, {});
 }
 
+void gradient_second_moment(const ImageView& x, const ImageView& g, const ConvGeometry& geometry, const Update& update,
+                            const WeightView& out, const Execution& run) {
+  cuda::gradient_second_moment(x, g, geometry, update, out, run, {});
+}
+
 const char* instruction_set() {
   static const std::string names = [] {
     std::string found;
@@ -39,6 +45,7 @@ const Kernels* cuda_kernels() {
   static const Kernels kernels{.covariance = covariance,
                                .channel_covariance = channel_covariance,
                                .patch_covariance = patch_covariance,
+                               .gradient_second_moment = gradient_second_moment,
                                .instruction_set = instruction_set};
   return &kernels;
 }

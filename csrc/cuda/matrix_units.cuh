@@ -67,7 +67,7 @@ struct Operand {
 ///
 /// Products of split or exact floats are those of 22 bits each. The units cut sums off instead of rounding, so they add up
 /// only 16 products at a time, which are then rounded to the sum: a sum over 1024 k has the error of 64 additions. Longer
-/// sums should be sums of such.
+/// sums should be sums of such. Of floats, multiples of 2⁻¹³⁶ count: less is lost than where subnormal numbers are 0.
 ///
 /// What is infinite or NaN, or is rounded to infinity as a TF32 number, makes all sums that it is a factor of infinite or
 /// NaN, and no other. For those of plain arithmetic, sum once more with multiply_add_plainly where sums are not finite().
