@@ -35,6 +35,22 @@ ParallelFor torch_threads() {
   };
 }
 
+/// Calls launch(execution) for the device: torch's threads, or its current stream there.
+template <class Launch>
+void execute(c10::Device device, Launch&& launch) {
+  const c10::DeviceGuard guard(device);
+  if (device.is_cpu()) {
+    const ParallelFor parallel_for = torch_threads();
+    return launch(Execution{.parallel_for = &parallel_for});
+  }
+  std::vector<at::Tensor> kept;  // torch reuses their memory in the order of the stream
+  const Scratch scratch = [&](std::int64_t bytes) {
+    kept.push_back(at::empty({bytes}, at::TensorOptions(at::kByte).device(device)));
+    return kept.back().mutable_data_ptr();
+  };
+  launch(Execution{.stream = current_stream(device.index()), .scratch = &scratch, .tf32 = may_round_to_tf32()});
+}
+
 using Input = std::pair<const char*, const at::Tensor&>;  // its name, itself
 
 /// Calls launch(kernel, execution) on the device and current stream of the inputs.
@@ -49,20 +65,9 @@ void run(const char* op, Kernel Kernels::* entry, std::initializer_list<Input> i
   for (const auto& [name, input] : inputs) {
     if (may_overlap(input, out)) refuse(name + std::string(", got views of the same memory; pass a tensor of its own"));
   }
-  const at::Tensor& x = inputs.begin()->second;
-  const c10::DeviceGuard guard(x.device());
-  const Kernel kernel = kernel_for(op, entry, x.device());
-  if (x.is_cpu()) {
-    const ParallelFor parallel_for = torch_threads();
-    return launch(kernel, Execution{.parallel_for = &parallel_for});
-  }
-  std::vector<at::Tensor> kept;  // torch reuses their memory in the order of the stream
-  const Scratch scratch = [&](std::int64_t bytes) {
-    kept.push_back(at::empty({bytes}, x.options().dtype(at::kByte)));
-    return kept.back().mutable_data_ptr();
-  };
-  launch(kernel,
-         Execution{.stream = current_stream(x.device().index()), .scratch = &scratch, .tf32 = may_round_to_tf32()});
+  const c10::Device device = inputs.begin()->second.device();
+  const Kernel kernel = kernel_for(op, entry, device);
+  execute(device, [&](const Execution& execution) { launch(kernel, execution); });
 }
 
 /// Calls launch(kernel, factor view, execution), on a copy of `out` where its rows are not contiguous.
@@ -170,8 +175,10 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::ve
     const std::vector<at::Tensor>& stacks) {
   std::int64_t count = 0;
   for (const at::Tensor& stack : stacks) count += c10::multiply_integers(stack.sizes().slice(0, stack.dim() - 2));
+  const c10::Device device = stacks.empty() ? c10::Device(at::kCPU) : stacks.front().device();
+  const auto kernel = kernel_for("eigh", &Kernels::eigh, device);
   std::vector<at::Tensor> values, vectors;
-  at::Tensor codes = at::empty({count}, at::kInt);
+  at::Tensor codes = at::empty({count}, at::TensorOptions(at::kInt).device(device));
   auto* code = codes.mutable_data_ptr<std::int32_t>();
   std::vector<EighProblem> problems;
   problems.reserve(static_cast<std::size_t>(count));
@@ -180,10 +187,9 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::ve
     vectors.push_back(empty_columns(stack));
     add_problems(stack, values.back(), vectors.back(), code + problems.size(), problems);
   }
-  const ParallelFor parallel_for = torch_threads();
-  cpu_kernels()->eigh(problems.data(), count, {.parallel_for = &parallel_for});
+  execute(device, [&](const Execution& execution) { kernel(problems.data(), count, execution); });
   std::vector<std::int64_t> left;
-  for (std::int64_t i = 0; i < count; ++i) {
+  for (std::int64_t i = 0; device.is_cpu() && i < count; ++i) {
     if (code[i] == kNotAccurate) left.push_back(i);
   }
   return {std::move(values), std::move(vectors), std::move(codes), std::move(left)};

@@ -30,8 +30,8 @@ void gradient_second_moment_(const at::Tensor& x, const at::Tensor& g, Pair kern
 void linear_second_moment_(const at::Tensor& x, const at::Tensor& g, double alpha, double beta, const at::Tensor& out);
 
 /// Eigenvalues (…, n) and eigenvectors (…, n, n) as columns, each vector contiguous, of every stack (…, n, n), float or
-/// double with any strides, all on the CPU; int32 codes of all matrices in order; and which of these, by number, were left
-/// for another solver.
+/// double with any strides, all on one device; int32 codes of all matrices in order; and which of these, by number, were
+/// left for another solver. Only a CPU's are listed: nothing waits for another device.
 std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::vector<std::int64_t>> eigh(
     const std::vector<at::Tensor>& stacks);
 

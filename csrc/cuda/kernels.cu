@@ -2,6 +2,7 @@
 
 #include "../kernels.h"
 #include "covariances.h"
+#include "eigh.h"
 #include "second_moment.h"
 
 #ifndef __CUDA_ARCH_LIST__  // compiled for the CPU
@@ -46,6 +47,7 @@ const Kernels* cuda_kernels() {
                                .channel_covariance = channel_covariance,
                                .patch_covariance = patch_covariance,
                                .gradient_second_moment = gradient_second_moment,
+                               .eigh = cuda::eigh,
                                .instruction_set = instruction_set};
   return &kernels;
 }
