@@ -1,5 +1,7 @@
-"""Symmetric eigendecomposition: the kernel, LAPACK for what it leaves or where there is none, errors."""
+"""Symmetric eigendecomposition: the kernels, the library for what they leave or where they lack, errors."""
 
+import contextlib
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ REASONS = {
     OVERFLOW: "an eigenvalue is beyond the range of the dtype",
 }
 
+KERNEL_SIZE = 64  # what CUDA's kernel solves has at most so many rows
+LIBRARY_COUNT = 1 << 14  # the library gets at most so many matrices at a time
 PROBES = 4
 
 
@@ -47,17 +51,32 @@ class EighError(ValueError):
         return type(self), (self.failures, self.result)
 
 
-def raise_failures(result: tuple[Any, Any, Tensor], names: Sequence[str] | None) -> None:
-    """Raise an `EighError` if any code in the result is not 0."""
-    values, _, info = result
-    if not info.any():
+def raise_failures(
+    result: tuple[Any, Any, Tensor], names: Sequence[str] | None, matrices: Sequence[Tensor] = ()
+) -> None:
+    """Raise an `EighError` if any code is not 0, once what a kernel left of the matrices is solved otherwise.
+
+    Args:
+        result: what ``eigh(..., errors="info")`` returns; completed by what is solved now.
+        names: what to call the matrices.
+        matrices: the stacks ``(…, n, n)`` that the result is of.
+    """
+    values, vectors, info = result
+    codes = info.cpu()  # the one time that the device is waited for
+    if not codes.any():
         return
+    left = (codes.flatten() == NOT_ACCURATE).nonzero().flatten().tolist()
+    if matrices and left:
+        stacks = [matrix.to(_solved_in(matrix)) for matrix in matrices]
+        listed = ([values], [vectors]) if isinstance(values, Tensor) else (values, vectors)
+        _solve_again(stacks, listed[0], listed[1], info.view(-1), left)
+        codes = info.cpu()
     failures: list[tuple[Any, int, str]] = []
-    flat = info.flatten().nonzero().flatten().tolist()
-    for position, index in zip(flat, info.nonzero().tolist(), strict=True):
+    flat = codes.flatten().nonzero().flatten().tolist()
+    for position, index in zip(flat, codes.nonzero().tolist(), strict=True):
         n = values.shape[-1] if isinstance(values, Tensor) else len(values[position])
         name = names[position] if names is not None else tuple(index) if len(index) > 1 else position
-        failures.append((name, n, REASONS[int(info.flatten()[position])]))
+        failures.append((name, n, REASONS[int(codes.flatten()[position])]))
     if failures:
         raise EighError(failures, result)
 
@@ -72,7 +91,8 @@ def solve(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tenso
     stacks = [matrix.to(_solved_in(matrix)) for matrix in matrices]
     if all(stack.is_cpu for stack in stacks):
         return _solve_by_kernel(stacks)
-    return _solve_by_library(stacks)
+    has_kernel = stacks[0].is_cuda and _C.build_info()["cuda"]
+    return _solve_on_device(stacks, KERNEL_SIZE if has_kernel else -1)
 
 
 def fake(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -80,7 +100,7 @@ def fake(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor
     count = sum(math.prod(matrix.shape[:-2]) for matrix in matrices)
     return (
         [m.new_empty(m.shape[:-1], dtype=_solved_in(m)) for m in matrices],
-        [_contiguous_columns(m.new_empty(m.shape, dtype=_solved_in(m))) for m in matrices],
+        [_empty_columns(m) for m in matrices],
         matrices[0].new_empty(count, dtype=torch.int32) if matrices else torch.empty(0, dtype=torch.int32),
     )
 
@@ -89,22 +109,33 @@ def _solved_in(matrix: Tensor) -> torch.dtype:
     return torch.promote_types(matrix.dtype, torch.float32)
 
 
-def _contiguous_columns(vectors: Tensor) -> Tensor:
-    """A copy of ``(…, n, n)`` in which each column is contiguous."""
-    return torch.empty_like(vectors.mT, memory_format=torch.contiguous_format).mT.copy_(vectors)
+def _empty_columns(matrix: Tensor) -> Tensor:
+    """Room for the eigenvectors ``(…, n, n)``, each column contiguous."""
+    return matrix.new_empty(matrix.shape, dtype=_solved_in(matrix)).mT
 
 
 def _solve_by_kernel(stacks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Solve on the CPU; what the kernel leaves, because it is too large or hard, is left to LAPACK."""
     values, vectors, codes, left = _C.eigh(stacks)
-    for number in left:
+    _solve_again(stacks, values, vectors, codes, left)
+    return values, vectors, codes
+
+
+def _solve_again(
+    stacks: Sequence[Tensor],
+    values: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    codes: Tensor,
+    numbers: Sequence[int],
+) -> None:
+    """Let the library solve the matrices with these numbers, and put what it finds into the results."""
+    for number in numbers:
         index, place = _locate(stacks, number)
         shape = stacks[index].shape
-        solved = _solve_stack(stacks[index].reshape(-1, *shape[-2:])[place : place + 1])
+        solved = _finish(_attempt(stacks[index].reshape(-1, *shape[-2:])[place : place + 1]))
         values[index].view(-1, shape[-1])[place] = solved[0][0]
         vectors[index].mT.view(-1, *shape[-2:])[place] = solved[1][0].mT
         codes[number] = solved[2][0]
-    return values, vectors, codes
 
 
 def _locate(stacks: Sequence[Tensor], number: int) -> tuple[int, int]:
@@ -117,43 +148,102 @@ def _locate(stacks: Sequence[Tensor], number: int) -> tuple[int, int]:
     raise IndexError(number)
 
 
-def _solve_by_library(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Solve with one call of `torch.linalg.eigh` for each size."""
-    stacks = [matrix.reshape(-1, *matrix.shape[-2:]) for matrix in matrices]
+def _solve_on_device(stacks: Sequence[Tensor], kernel_size: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Solve up to so many rows by the device's kernel, the rest by the library, each size on its own stream.
+
+    Nobody waits for the kernel. The library waits for itself, and its certificate is read once for each size.
+    """
+    small = [index for index, stack in enumerate(stacks) if stack.shape[-1] <= kernel_size]
+    if len(small) == len(stacks):
+        return _C.eigh(stacks)[:3]
     classes: dict[tuple[int, torch.dtype], list[int]] = defaultdict(list)
     for index, stack in enumerate(stacks):
-        classes[stack.shape[-1], stack.dtype].append(index)
-    solved: dict[int, tuple[Tensor, ...]] = {}
-    for members in classes.values():
-        results = _solve_stack(torch.cat([stacks[index] for index in members]))
-        parts = [torch.split(result, [len(stacks[index]) for index in members]) for result in results]
-        for index, *found in zip(members, *parts, strict=True):
-            solved[index] = tuple(
-                part.clone() for part in found
-            )  # an operator's results may not share memory
-    order = range(len(stacks))
-    return (
-        [solved[index][0].reshape(matrices[index].shape[:-1]) for index in order],
-        [_contiguous_columns(solved[index][1].reshape(matrices[index].shape)) for index in order],
-        torch.cat([solved[index][2] for index in order]),
-    )
+        if stack.shape[-1] > kernel_size:
+            classes[stack.shape[-1], stack.dtype].append(index)
+
+    results: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # a stack's values, vectors and codes
+    counts = [math.prod(stack.shape[:-2]) for stack in stacks]
+    if small:
+        values, vectors, codes, _ = _C.eigh([stacks[index] for index in small])
+        parts = codes.split_with_sizes([counts[index] for index in small])
+        results |= zip(small, zip(values, vectors, parts, strict=True), strict=True)
+    for index in itertools.chain(*classes.values()):  # on the current stream, which is where they are dropped
+        stack = stacks[index]
+        results[index] = (
+            stack.new_empty(stack.shape[:-1]),
+            _empty_columns(stack),
+            stack.new_empty(counts[index], dtype=torch.int32),
+        )
+
+    tasks = [(members, _side_stream(stacks[0].device)) for members in classes.values()]
+    try:
+        attempts = []
+        for members, stream in tasks:
+            with _on(stream):
+                flat = [stacks[index].reshape(-1, *stacks[index].shape[-2:]) for index in members]
+                attempts.append(_attempt(torch.cat(flat)))
+        for (members, stream), attempt in zip(tasks, attempts, strict=True):
+            with _on(stream):
+                sizes = [counts[index] for index in members]
+                found = (part.split_with_sizes(sizes) for part in _finish(attempt))
+                for index, *own in zip(members, *found, strict=True):
+                    for to, part in zip(results[index], own, strict=True):
+                        to.copy_(part.reshape(to.shape))
+    finally:
+        for _, stream in tasks:
+            if stream is not None:
+                torch.cuda.current_stream(stream.device).wait_stream(stream)
+
+    ordered = [results[index] for index in range(len(stacks))]
+    return [one[0] for one in ordered], [one[1] for one in ordered], torch.cat([one[2] for one in ordered])
 
 
-def _solve_stack(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues ``(b, n)``, eigenvectors ``(b, n, n)`` and codes ``(b,)`` of ``stack (b, n, n)``."""
-    codes = torch.zeros(len(stack), dtype=torch.int32, device=stack.device)
-    if stack.numel() == 0:
-        return stack.new_empty(stack.shape[:-1]), torch.empty_like(stack), codes
+def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream that waits for all there is on the current one; none where a device has no streams."""
+    if device.type != "cuda":
+        return None
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
+
+
+def _on(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+class _Attempt(NamedTuple):
+    """What the library makes of a stack ``(b, n, n)``: to be certified, repaired and scaled back."""
+
+    matrices: Tensor
+    """``(b, n, n)``, symmetric, of largest magnitude in [1/2, 1); the identity for what is not finite."""
+    finite: Tensor
+    """``(b,)``"""
+    exponents: Tensor
+    """``(b,)``: powers of two that the matrices were divided by."""
+    values: Tensor
+    """``(b, n)``"""
+    vectors: Tensor
+    """``(b, n, n)``"""
+    accurate: Tensor
+    """``(b,)``: whether the certificate holds."""
+
+
+def _attempt(stack: Tensor) -> _Attempt:
     lower = stack.tril()
     finite = lower.isfinite().flatten(1).all(dim=1)
     identity = torch.eye(stack.shape[-1], dtype=stack.dtype, device=stack.device)
     matrices = torch.where(finite[:, None, None], lower + lower.tril(-1).mT, identity)
-
     # A power of two costs no accuracy and keeps squares and products inside the range of the dtype.
-    exponents = torch.frexp(matrices.abs().amax(dim=(1, 2))).exponent.to(stack.dtype)
+    largest = matrices.abs().amax(dim=(1, 2)) if matrices.numel() else matrices.new_zeros(len(matrices))
+    exponents = torch.frexp(largest).exponent.to(stack.dtype)
     matrices = _scale(matrices, -exponents[:, None, None])
     values, vectors = _library(matrices)
-    accurate = _certify(matrices, values, vectors)
+    return _Attempt(matrices, finite, exponents, values, vectors, _certify(matrices, values, vectors))
+
+
+def _finish(attempt: _Attempt) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues ``(b, n)``, eigenvectors ``(b, n, n)``, codes ``(b,)``; what is not accurate again."""
+    matrices, finite, exponents, values, vectors, accurate = attempt
     for index in (~accurate).nonzero().flatten().tolist():
         one = slice(index, index + 1)
         repaired = _library(matrices[one].double())
@@ -161,12 +251,14 @@ def _solve_stack(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         accurate[one] = _certify(matrices[one], values[one], vectors[one])
 
     values = _scale(values, exponents[:, None])
-    codes[values.isinf().any(dim=1)] = OVERFLOW
-    codes[~accurate] = NOT_ACCURATE
-    codes[~finite] = NOT_FINITE
+    codes = torch.zeros_like(accurate, dtype=torch.int32)
+    codes.masked_fill_(values.isinf().any(dim=1), OVERFLOW)
+    codes.masked_fill_(~accurate, NOT_ACCURATE)
+    codes.masked_fill_(~finite, NOT_FINITE)
     failed = codes != 0
-    largest = vectors.abs().argmax(dim=1, keepdim=True)
-    vectors = torch.where(vectors.gather(1, largest) < 0, -vectors, vectors)
+    if vectors.numel():
+        largest = vectors.abs().argmax(dim=1, keepdim=True)
+        vectors = torch.where(vectors.gather(1, largest) < 0, -vectors, vectors)
     return (
         values.masked_fill(failed[:, None], math.nan),
         vectors.masked_fill(failed[:, None, None], math.nan),
@@ -175,7 +267,10 @@ def _solve_stack(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _library(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """`torch.linalg.eigh`, with NaN for the whole of a stack in which it gives up on any matrix."""
+    """`torch.linalg.eigh`, with NaN for all it was given at a time if it gives up on any matrix."""
+    if len(matrices) > LIBRARY_COUNT:
+        values, vectors = zip(*map(_library, torch.split(matrices, LIBRARY_COUNT)), strict=True)
+        return torch.cat(values), torch.cat(vectors)
     try:
         values, vectors = torch.linalg.eigh(matrices)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
@@ -189,10 +284,7 @@ def _certify(matrices: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     ‖Ez‖² averages to ‖E‖² over vectors z of random signs, so a few of them measure a Frobenius norm.
     """
     n = matrices.shape[-1]
-    generator = torch.Generator().manual_seed(n)
-    signs = (
-        torch.randint(0, 2, (n, PROBES), generator=generator).mul(2).sub(1).to(matrices.device, torch.float64)
-    )
+    signs = _signs(n, matrices.device)
     gate = 8 * n * torch.finfo(vectors.dtype).eps
     a, v = matrices.double(), vectors.double()
     image = v @ signs
@@ -203,6 +295,16 @@ def _certify(matrices: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     )
     norm = a.square().sum(dim=(1, 2)).sqrt()
     return (residual_norm <= gate * norm) & (skew_norm <= gate)
+
+
+def _signs(n: int, device: torch.device) -> Tensor:
+    """Random signs ``(n, PROBES)`` in float64, always the same, made on the device: nothing is copied."""
+    bits = (
+        torch.arange(1, n * PROBES + 1, device=device) * -0x61C8864680B583EB
+    )  # a hash; products wrap around
+    bits = (bits ^ bits >> 30) * -0x40A7B892E31B1A47
+    bits = (bits ^ bits >> 27) * -0x6B2FB644ECCEEE15
+    return (1 - 2 * (bits >> 40 & 1)).double().view(n, PROBES)
 
 
 def _scale(x: Tensor, exponents: Tensor) -> Tensor:

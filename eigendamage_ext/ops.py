@@ -282,6 +282,9 @@ def eigh(
     8·n·eps; one that fails is solved again in float64. A matrix without a result, such as one that is not
     finite, fails alone.
 
+    On a GPU nothing waits for matrices of up to 64 rows with ``errors="info"``; there one of these that fails
+    the check is only reported. Larger ones are left to `torch.linalg.eigh`, all of a size together.
+
     Args:
         matrices: a stack ``(…, n, n)``, or a list of ``(n, n)`` of any sizes, strides and float types on one
             device (the halves are solved and returned in float32). They are not changed.
@@ -310,7 +313,7 @@ def eigh(
     if stacked:
         result = (values[0], vectors[0], info.reshape(items[0].shape[:-2]))
     if errors == "raise":
-        _eigh.raise_failures(result, names)
+        _eigh.raise_failures(result, names, items)
     return result
 
 
