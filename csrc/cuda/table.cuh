@@ -11,13 +11,14 @@ namespace eigendamage::cuda {
 
 /// Bytes that travel as the parameter of a kernel: no copy from memory of the host, which may be gone when a stream or a
 /// graph gets there.
+template <int kWords>
 struct TableChunk {
-  static constexpr std::int64_t kWords = 4000;
   std::uint32_t words[kWords];
 };
 
 /// A block owns a chunk, a thread every so-manieth word of it; the launch bounds it.
-static __global__ void copy_chunk_kernel(const __grid_constant__ TableChunk chunk, std::uint32_t* to, int words) {
+template <int kWords>
+__global__ void copy_chunk_kernel(const __grid_constant__ TableChunk<kWords> chunk, std::uint32_t* to, int words) {
   for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) to[i] = chunk.words[i];
 }
 
@@ -38,15 +39,22 @@ class Table {
 
   void send(void* to, const Execution& run) const {
     const auto count = static_cast<std::int64_t>(words_.size());
-    for (std::int64_t begin = 0; begin < count; begin += TableChunk::kWords) {
-      TableChunk chunk;
-      const std::int64_t words = std::min(TableChunk::kWords, count - begin);
-      std::memcpy(chunk.words, words_.data() + begin, static_cast<std::size_t>(words) * 4);
-      launch(copy_chunk_kernel, {1, 256}, run, chunk, static_cast<std::uint32_t*>(to) + begin, static_cast<int>(words));
+    for (std::int64_t begin = 0; begin < count;) {
+      const auto left = static_cast<int>(std::min<std::int64_t>(count - begin, 4000));
+      auto* const words = static_cast<std::uint32_t*>(to) + begin;
+      left <= 1000 ? send_chunk<1000>(begin, left, words, run) : send_chunk<4000>(begin, left, words, run);
+      begin += left;
     }
   }
 
  private:
+  template <int kWords>
+  void send_chunk(std::int64_t begin, int words, std::uint32_t* to, const Execution& run) const {
+    TableChunk<kWords> chunk;
+    std::memcpy(chunk.words, words_.data() + begin, static_cast<std::size_t>(words) * 4);
+    launch(copy_chunk_kernel<kWords>, {1, 256}, run, chunk, to, words);
+  }
+
   std::vector<std::uint32_t> words_;
 };
 
