@@ -201,7 +201,7 @@ void watch_warp_barrier(unsigned warp, unsigned mask) {
   if (watching()) watch.warp_barrier(warp, mask);
 }
 void watch_atomic(const void* address, std::size_t bytes) {
-  if (watch.running) watch.access(address, bytes, Kind::kAtomic, __builtin_return_address(0));
+  if (watching() && watch.running) watch.access(address, bytes, Kind::kAtomic, __builtin_return_address(0));
 }
 void watch_thread(unsigned number) { watch.running = true, watch.thread = number; }
 void watch_nobody() { watch.running = false; }

@@ -67,6 +67,7 @@ class Machine {
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Thread> threads_;
   unsigned ready_warps_ = 0, ready_lanes_[32] = {};
+  unsigned in_warp_[32] = {};  ///< lanes that wait for others of their warp
   unsigned running_ = 0, at_barrier_ = 0, left_ = 0;
   int predicates_ = 0, result_ = 0;
   std::unique_ptr<unsigned char[]> shared_;
@@ -107,6 +108,9 @@ void Machine::run_block() {
   std::memset(shared_.get(), 0xFF, launch_->shared_bytes);  // a NaN in every type
   watch_block(shared_.get(), launch_->shared_bytes);
   ready_warps_ = at_barrier_ = left_ = 0;
+  predicates_ = 0;
+  std::fill(std::begin(ready_lanes_), std::end(ready_lanes_), 0);
+  std::fill(std::begin(in_warp_), std::end(in_warp_), 0);
   const auto body = [](void* self) { static_cast<Machine*>(self)->run_kernel(); };
   for (unsigned i = 0; i < threads_.size(); ++i) {
     threads_[i] = {State::kReady, position(i, launch_->threads), "", {}, 0, nullptr};
@@ -142,6 +146,7 @@ void Machine::run_kernel() {
 
 void Machine::set_ready(unsigned number) {
   threads_[number].state = State::kReady;
+  in_warp_[number / 32] &= ~(1U << number % 32);
   ready_lanes_[number / 32] |= 1U << number % 32;
   ready_warps_ |= 1U << number / 32;
 }
@@ -181,7 +186,8 @@ int Machine::block_barrier(const char* name, bool predicate, const Location& whe
 }
 
 bool same(const Location& a, const Location& b) {
-  return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
+  return a.line() == b.line() && a.column() == b.column() &&
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 
 void Machine::release_block() {
@@ -206,14 +212,16 @@ void Machine::warp_collective(const char* name, unsigned mask, void* mine, void 
   Thread* const lanes = threads_.data() + 32 * warp;
   lanes[lane].mask = mask, lanes[lane].mine = mine;
   void* all[32] = {};
-  for (unsigned i = 0; i < 32; ++i) {
+  bool together = !(mask & ~(in_warp_[warp] | 1U << lane));
+  for (unsigned i = 0; i < 32 && together; ++i) {
     if (!(mask >> i & 1)) continue;
     const Thread& other = lanes[i];
+    together = i == lane || (other.mask == mask && same(other.where, where));
     all[i] = other.mine;
-    if (i == lane) continue;
-    if (other.state != State::kInWarp || other.mask != mask || !same(other.where, where)) {
-      return wait(State::kInWarp, name, where);
-    }
+  }
+  if (!together) {
+    in_warp_[warp] |= 1U << lane;
+    return wait(State::kInWarp, name, where);
   }
   combine ? combine(all) : watch_warp_barrier(warp, mask);
   for (unsigned i = 0; i < 32; ++i) {

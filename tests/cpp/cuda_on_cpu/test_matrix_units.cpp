@@ -59,8 +59,7 @@ template <class T>
 std::vector<T> run(void (*kernel)(const T*, const T*, T*), const std::vector<T>& a, const std::vector<T>& b,
                    std::vector<T> c) {
   on_device([&](DeviceRun& device) {
-    launch(kernel, Grid{1, 32}, device.execution(),
-           static_cast<const T*>(device.input(a.data(), a.size() * sizeof(T))),
+    launch(kernel, Grid{1, 32}, device.execution(), static_cast<const T*>(device.input(a.data(), a.size() * sizeof(T))),
            static_cast<const T*>(device.input(b.data(), b.size() * sizeof(T))),
            static_cast<T*>(device.output(c.data(), c.size() * sizeof(T))));
   });
