@@ -1,9 +1,11 @@
 // Tiles: a block owns 64 × 64 weights and a split of the examples. A thread owns 4 × 8 of them: their gradient by one
 // example, summed by matrix units, and the sum of its squares. Bound by matrix units, or by issuing what feeds them.
-// Weights: a thread owns one weight and a split of the examples. Bound by loads from the first cache.
+// Pairs: a warp owns the weights between an output and an input, a thread every 32nd position. Bound by the first cache.
+// Weights: a thread owns one weight and a split of the examples, of any size. Bound by how long it takes.
 #include <algorithm>
 #include <cstdlib>
 
+#include "moment_pairs.cuh"
 #include "moment_tiles.cuh"
 #include "second_moment.h"
 
@@ -12,6 +14,7 @@ namespace {
 
 constexpr unsigned kWeightThreads = 128;
 constexpr int kSumWidth = 32, kSumLanes = 16;  // threads of a block that adds up partial sums
+constexpr std::int64_t kResident = 8;          // blocks of other kernels than tiles' that a multiprocessor has room for
 constexpr std::int64_t kRowsInExample = 128;   // examples of one position that make an example of many
 
 template <class Element>
@@ -59,8 +62,8 @@ dim3 grid_of(std::int64_t blocks) {
   return dim3(static_cast<unsigned>(blocks));
 }
 
-/// Whether examples, weights, pixels and positions have 32-bit numbers, as tiles have them.
-bool fits_tiles(const Moment& m) {
+/// Whether examples, weights, pixels and positions have 32-bit numbers, as tiles and pairs have them.
+bool fits_ints(const Moment& m) {
   constexpr std::int64_t kMost = 1 << 28;
   bool fits = m.x.batch <= kMost && m.positions <= kMost && m.x.height <= kMost && m.x.width <= kMost &&
               m.out.outputs <= kMost && m.offsets * m.out.inputs <= kMost;
@@ -71,9 +74,9 @@ bool fits_tiles(const Moment& m) {
   return fits;
 }
 
-/// Whether matrix units take less time on tiles of which only a part are weights than a thread for each weight.
+/// Whether matrix units take less time on tiles of which only a part are weights than a warp for every pair of channels.
 bool tiles_pay(const Moment& m, std::int64_t tiles) {
-  constexpr std::int64_t kFaster = 64;
+  constexpr std::int64_t kFaster = 8;
   return kFaster * m.outputs * m.offsets * m.out.inputs > tiles * (kTile * kTile);
 }
 
@@ -132,9 +135,12 @@ void second_moment(Moment m, const Execution& run, const MomentTuning& tuning) {
   };
   const std::int64_t row_tiles = blocks_for(m.outputs, kTile),
                      column_tiles = blocks_for(m.offsets * m.out.inputs, kTile);
-  const bool tiles =
-      tuning.form == MomentForm::kCheaper ? tiles_pay(m, row_tiles * column_tiles) : tuning.form == MomentForm::kTiles;
-  if (tiles && fits_tiles(m)) {
+  MomentForm form = tuning.form;
+  if (form == MomentForm::kCheaper) {
+    form = tiles_pay(m, row_tiles * column_tiles) ? MomentForm::kTiles : MomentForm::kPairs;
+  }
+  if (!fits_ints(m)) form = MomentForm::kWeights;
+  if (form == MomentForm::kTiles) {
     const Tiling tiling{static_cast<int>(row_tiles), static_cast<int>(column_tiles),
                         in_fours(m.g, m.outputs, sizeof(Element))};
     constexpr std::int64_t kStagesInSplit = 16;
@@ -147,8 +153,15 @@ void second_moment(Moment m, const Execution& run, const MomentTuning& tuning) {
     } else {
       launch_tiles<Element, Order::kDepthInside>(m, tiling, run);
     }
+  } else if (form == MomentForm::kPairs) {
+    PairLayout layout{blocks_for(m.offsets, kPairOffsets), 32};
+    while (layout.lanes > 1 && layout.lanes / 2 >= m.positions) layout.lanes /= 2;
+    m.splits = choose_splits(m, blocks_for(layout.warps(m), kPairThreads / 32), kResident * multiprocessors,
+                             tuning.splits > 0 ? tuning.splits : m.x.batch * layout.lanes / 32, sizeof(T), tuning);
+    make_room();
+    launch(moment_pairs_kernel<Element>, {grid_of(blocks_for(layout.warps(m), kPairThreads / 32)), kPairThreads}, run,
+           m, layout);
   } else {
-    constexpr std::int64_t kResident = 8;
     m.splits = choose_splits(m, blocks_for(m.weights(), kWeightThreads), kResident * multiprocessors, m.x.batch,
                              sizeof(T), tuning);
     make_room();

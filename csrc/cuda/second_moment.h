@@ -4,7 +4,7 @@
 
 namespace eigendamage::cuda {
 
-enum class MomentForm { kCheaper, kTiles, kWeights };
+enum class MomentForm { kCheaper, kTiles, kPairs, kWeights };
 
 /// Choices that change no result but for rounding. Tests force them.
 struct MomentTuning {

@@ -27,7 +27,8 @@ using testing::Weight;
 namespace {
 
 MomentTuning random_tuning(Random& random) {
-  constexpr MomentForm forms[] = {MomentForm::kCheaper, MomentForm::kTiles, MomentForm::kTiles, MomentForm::kWeights};
+  constexpr MomentForm forms[] = {MomentForm::kCheaper, MomentForm::kTiles, MomentForm::kTiles, MomentForm::kPairs,
+                                  MomentForm::kWeights};
   constexpr std::int64_t splits[] = {0, 1, 2, 5}, examples[] = {2, 512}, positions[] = {16, 32, 1024};
   MomentTuning tuning;
   tuning.form = choose(random, forms);
@@ -94,6 +95,14 @@ TEST(layers_of_several_tiles_equal_the_reference) {
   }
 }
 
+TEST(pixels_far_outside_the_image_are_none) {
+  constexpr std::int64_t kFar = std::int64_t{1} << 33;
+  const ConvAxis axis{3, 1, kFar, kFar, 2};
+  Random random(6);
+  check_exact({{2, 5, 3, 3}, {2, 4, 2, 2}, 1, {axis, axis}}, ScalarType::kFloat32, Layout::kPlanes, Layout::kPlanes, {},
+              random);
+}
+
 TEST(float_sums_of_many_positions_and_examples_stay_accurate) {
   struct Shapes {
     testing::Shape x, g;
@@ -101,7 +110,7 @@ TEST(float_sums_of_many_positions_and_examples_stay_accurate) {
   for (const Shapes& s : {Shapes{{2, 2, 40, 50}, {2, 3, 40, 50}}, Shapes{{3000, 2, 1, 1}, {3000, 3, 1, 1}},
                           Shapes{{1100, 2, 1, 2}, {1100, 3, 1, 2}}}) {
     const ConvGeometry geometry{{1, 1, 0, 1, s.g.height}, {1, 1, 0, 1, s.g.width}};
-    for (const MomentForm form : {MomentForm::kTiles, MomentForm::kWeights}) {
+    for (const MomentForm form : {MomentForm::kTiles, MomentForm::kPairs, MomentForm::kWeights}) {
       Random random(3);
       Images x(s.x, ScalarType::kFloat32, Layout::kPlanes), g(s.g, ScalarType::kFloat32, Layout::kPlanes);
       x.fill_normal(random, 2);  // roundings of one sign would add up
@@ -145,7 +154,7 @@ TEST(errors_are_those_of_the_type) {
 TEST(numbers_beyond_the_range_are_those_of_plain_arithmetic) {
   constexpr double kLargest = std::numeric_limits<float>::max();
   const ConvGeometry geometry{{3, 1, 1, 1, 4}, {3, 1, 1, 1, 4}};
-  for (const MomentForm form : {MomentForm::kTiles, MomentForm::kWeights}) {
+  for (const MomentForm form : {MomentForm::kTiles, MomentForm::kPairs, MomentForm::kWeights}) {
     for (const double special : {static_cast<double>(NAN), static_cast<double>(INFINITY), kLargest}) {
       Random random(5);
       Images x({3, 4, 4, 4}, ScalarType::kFloat32, Layout::kPlanes),
