@@ -24,18 +24,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import cifar_report
-from benchmarks.cifar_stages import (
-    PRESETS,
-    VARIANTS,
-    Experiment,
-    Settings,
-    Stage,
-    duration,
-    make,
-    read_json,
-    settings_record,
-    write_json,
-)
+from benchmarks.cifar_settings import PRESETS, VARIANTS, Settings, settings_record
+from benchmarks.cifar_stages import Experiment, Stage, duration, make, read_json, write_json
 from eigendamage_ext import _devices
 from eigendamage_ext.training import OutOfTime
 

@@ -18,7 +18,8 @@ import torch
 
 import eigendamage_ext as ed
 from benchmarks import cifar, cifar_report, cifar_stages
-from benchmarks.cifar_stages import PRESETS, VARIANTS, Experiment
+from benchmarks.cifar_settings import PRESETS, VARIANTS
+from benchmarks.cifar_stages import Experiment
 from eigendamage_ext import _devices, _files
 from eigendamage_ext.data import TensorLoader
 
@@ -178,7 +179,7 @@ def test_slices_of_no_time_advance_by_an_epoch_or_a_stage_and_end_alike(
 def test_sigkill_leaves_a_run_that_goes_on(data: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     program = (
-        "import sys, dataclasses; from benchmarks import cifar, cifar_stages as s;"
+        "import sys, dataclasses; from benchmarks import cifar, cifar_settings as s;"
         "s.PRESETS['small'] = dataclasses.replace(s.PRESETS['small'], repeats=0); cifar.main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", program, "--data", data, "--out", out, "--preset", "small", *CHOSEN]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import eigendamage_ext as ed
-from benchmarks import cifar, cifar_stages
+from benchmarks import cifar, cifar_settings
 from eigendamage_ext.data import TensorLoader, crop_flip
 from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.models.vgg import VGG
@@ -179,7 +179,7 @@ def test_the_cifar_experiment_runs_in_slices_on_a_gpu(
 ) -> None:
     test_cifar = pytest.importorskip("test_cifar")
     tiny = replace(test_cifar.TINY, repeats=2)
-    monkeypatch.setitem(cifar_stages.PRESETS, "small", tiny)
+    monkeypatch.setitem(cifar_settings.PRESETS, "small", tiny)
     data = test_cifar.archive(tmp_path / "data")
     while (
         code := test_cifar.run(data, tmp_path / "out", "--device", "cuda", "--minutes", "0")
