@@ -170,7 +170,7 @@ TEST(the_certificate_is_near_its_gate) {
     for (const std::int64_t n : {12, 17, 50}) {
       const std::int64_t stride = cpu::eigh_stride(n) + 3;
       const auto a = cpu::make_buffer<T>(n * stride), v = cpu::make_buffer<T>(n * stride);
-      const auto values = cpu::make_buffer<T>(n), workspace = cpu::make_buffer<T>(2 * cpu::kProbes * stride);
+      const auto values = cpu::make_buffer<T>(n), workspace = cpu::make_buffer<T>(4 * cpu::kProbes * stride);
       const auto holds = [&] { return certificate.holds(n, stride, a.get(), values.get(), v.get(), workspace.get()); };
       const double gate = 8 * static_cast<double>(n) * static_cast<double>(std::numeric_limits<T>::epsilon());
       const auto count = static_cast<double>(n);

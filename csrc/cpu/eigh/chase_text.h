@@ -10,22 +10,20 @@ namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
 namespace lanes {
 
-constexpr int kDepth = static_cast<int>(kSpareRows);  // sweeps whose rotations are applied in one pass
-
-// A step of kDepth sweeps, each one row behind the last: sweep k turns rows i + k and i + k + 1, by an angle θ in
-// [−π/2, π/2]. Element 2·k of a part is tan θ/2, 2·k + 1 is sin θ.
-template <class T, int Parts>
+// A step of Depth sweeps, whose rotations are applied in one pass, each one row behind the last: sweep k turns rows i + k
+// and i + k + 1, by an angle θ in [−π/2, π/2]. Element 2·k of a part is tan θ/2, 2·k + 1 is sin θ.
+template <class T, int Parts, int Depth>
 struct Step {
-  Vector<T> turn[Parts][2 * kDepth];
+  Vector<T> turn[Parts][2 * Depth];
 };
 
-// Numbers of steps that kDepth sweeps over n rows need.
-constexpr std::int64_t steps_of(std::int64_t n) { return n + kDepth; }
+// Numbers of steps that `depth` sweeps over n rows need.
+constexpr std::int64_t steps_of(std::int64_t n, int depth) { return n + depth; }
 
-// The steps low − kDepth < i < high of some sweeps; and low and high for each lane, equal where it has nothing to do.
-template <class T, int Parts>
+// The steps low − Depth < i < high of some sweeps; and low and high for each lane, equal where it has nothing to do.
+template <class T, int Parts, int Depth>
 struct Sweeps {
-  Step<T, Parts>* steps;  // from i = 1 − kDepth on
+  Step<T, Parts, Depth>* steps;  // from i = 1 − Depth on
   std::int64_t low, high;
   Mask<T> first[Parts], last[Parts];
 };
@@ -40,7 +38,7 @@ struct Block {
 };
 
 // The tridiagonal matrices, of n rows: d on the diagonal, e[i] between i and i + 1. Part p of row i is at i·Parts + p.
-template <class T, int Parts>
+template <class T, int Parts, int Depth>
 struct Chase {
   std::int64_t n;
   Vector<T>*d, *e;
@@ -98,7 +96,7 @@ struct Chase {
   }
 
   // A sweep over the block of each lane. What a lane computes outside its block is rubbish and goes nowhere.
-  void sweep(const Block<T, Parts>& block, int which, Step<T, Parts>* steps) {
+  void sweep(const Block<T, Parts>& block, int which, Step<T, Parts, Depth>* steps) {
     Vector<T> s[Parts], c[Parts], moved[Parts], g[Parts], below[Parts];
     Mask<T> chasing[Parts] = {};
     for (int p = 0; p < Parts; ++p) {
@@ -154,7 +152,7 @@ struct Chase {
   }
 
   // Sweep `which` does not turn rows i and i + 1, from ≤ i < to.
-  static void pause(int which, std::int64_t from, std::int64_t to, Step<T, Parts>* steps) {
+  static void pause(int which, std::int64_t from, std::int64_t to, Step<T, Parts, Depth>* steps) {
     for (std::int64_t i = from; i < to; ++i) {
       for (int p = 0; p < Parts; ++p) {
         Vector<T>* const turn = steps[i - which].turn[p] + 2 * which;
@@ -163,11 +161,11 @@ struct Chase {
     }
   }
 
-  // kDepth sweeps, or as many as there are to be done. Returns false if there was none.
-  bool next(Sweeps<T, Parts>& sweeps) {
-    Block<T, Parts> blocks[kDepth];
+  // Depth sweeps, or as many as there are to be done. Returns false if there was none.
+  bool next(Sweeps<T, Parts, Depth>& sweeps) {
+    Block<T, Parts> blocks[Depth];
     int count = 0;
-    for (; count < kDepth && find(blocks[count]); ++count) sweep(blocks[count], count, sweeps.steps);
+    for (; count < Depth && find(blocks[count]); ++count) sweep(blocks[count], count, sweeps.steps);
     if (count == 0) return false;
     sweeps.low = blocks[0].least_first;  // no sweep begins above the one before
     sweeps.high = 0;
@@ -183,8 +181,8 @@ struct Chase {
         sweeps.last[p] = below ? block.last[p] : sweeps.last[p];
       }
     }
-    for (int k = 0; k < kDepth; ++k) {
-      const std::int64_t low = sweeps.low - kDepth + 1 + k, high = sweeps.high + k;
+    for (int k = 0; k < Depth; ++k) {
+      const std::int64_t low = sweeps.low - Depth + 1 + k, high = sweeps.high + k;
       pause(k, low, k < count ? blocks[k].least_first : high, sweeps.steps);
       if (k < count) pause(k, blocks[k].most_last, high, sweeps.steps);
     }

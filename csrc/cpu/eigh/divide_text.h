@@ -51,7 +51,7 @@ template <class T>
 bool solve_leaves(const Tridiagonal<T>& problem, const std::int32_t* leaves, std::int64_t count) {
   Vector<T> d[kLeaf] = {}, e[kLeaf] = {}, padded[(kLeaf + 2 * kSpareRows) * kLeaf] = {};
   Vector<T>* const z = padded + kSpareRows * kLeaf;
-  lanes::Step<T, 1> steps[lanes::recorded_steps(kLeaf)];
+  lanes::Step<T, 1, lanes::kDepth> steps[lanes::recorded_steps(kLeaf)];
   std::int64_t size = 0;
   for (std::int64_t lane = 0; lane < count; ++lane) {
     const std::int64_t first = leaves[lane], height = leaves[lane + 1] - first;

@@ -170,12 +170,9 @@ void finish(const Tools<T>& tools, const EighProblem& problem, const Solution<T>
   const Scaling<T> up(solution.exponent);
   for (std::int64_t k = 0; k < n; ++k) found[k] = up(solution.values[k]) + T(0);  // −0 becomes 0
   tools.certificate.rank(n, found, ranks);
-  T *const values = static_cast<T*>(problem.values), *const vectors = static_cast<T*>(problem.vectors_t);
-  for (std::int64_t k = 0; k < n; ++k) {
-    const auto place = static_cast<std::int64_t>(ranks[k]);
-    values[place] = found[k];
-    tools.certificate.choose_sign(n, solution.vectors_t + k * stride, vectors + place * n);
-  }
+  tools.certificate.place_rows(n, stride, solution.vectors_t, ranks, static_cast<T*>(problem.vectors_t));
+  T* const values = static_cast<T*>(problem.values);
+  for (std::int64_t k = 0; k < n; ++k) values[static_cast<std::int64_t>(ranks[k])] = found[k];
   if (!std::isfinite(values[0]) || !std::isfinite(values[n - 1])) return fail<T>(problem, kOverflow);
   *problem.code = kSolved;
 }
@@ -186,26 +183,38 @@ void solve_group(const Tools<T>& tools, const Task& task, Scratch& scratch) {
   const std::int64_t n = task.problems.back()->size;  // the largest is the last
   const auto count = static_cast<std::int64_t>(task.problems.size());
   const std::int64_t members = count <= tools.groups.lanes ? tools.groups.lanes : tools.groups.members;
-  const std::int64_t one = (n + 2 * kSpareRows) * group_stride(n), probes = 2 * kProbes * eigh_stride(n);
-  T* const memory = scratch.take<T>(2 * n * members + n * group_stride(n) + count * one +
+  const std::int64_t one = (n + 2 * kSpareGroupRows) * group_stride(n), probes = certificate_workspace(n);
+  T* const memory = scratch.take<T>(2 * n * members + kTogether * n * group_stride(n) + count * one +
                                     std::max(tools.groups.workspace(n), probes));
   T *const diagonal = memory, *const beside = diagonal + n * members, *const values = beside,
-           *const a = beside + n * members, *const vectors = a + n * group_stride(n),
+           *const a = beside + n * members, *const vectors = a + kTogether * n * group_stride(n),
            *const workspace = vectors + count * one;
   std::fill(diagonal, a, T(0));
+  std::vector<Reduction<T>> read;  // matrices of one size
+  std::int64_t size = 0;
+  const auto reduce = [&] {
+    if (!read.empty()) {
+      tools.groups.reduce(size, static_cast<std::int64_t>(read.size()), read.data(), members, workspace);
+    }
+    read.clear();
+  };
   std::int64_t sizes[kMaxLanes] = {};
   int exponents[kMaxLanes];
   T* vectors_t[kMaxLanes];
   for (std::size_t m = 0; m < task.problems.size(); ++m) {
     const EighProblem& problem = *task.problems[m];
-    vectors_t[m] = vectors + static_cast<std::int64_t>(m) * one + kSpareRows * group_stride(problem.size);
-    if (!read_scaled(tools, problem, eigh_stride(problem.size), a, exponents[m])) {
+    if (size != problem.size || static_cast<std::int64_t>(read.size()) == kTogether) reduce();
+    size = problem.size;
+    vectors_t[m] = vectors + static_cast<std::int64_t>(m) * one + kSpareGroupRows * group_stride(size);
+    T* const copy = a + static_cast<std::int64_t>(read.size()) * n * group_stride(n);
+    if (!read_scaled(tools, problem, eigh_stride(size), copy, exponents[m])) {
       fail<T>(problem, kNotFinite);
       continue;
     }
-    sizes[m] = problem.size;
-    tools.groups.reduce(problem.size, a, members, diagonal + m, beside + m, vectors_t[m], workspace);
+    sizes[m] = size;
+    read.push_back({copy, diagonal + m, beside + m, vectors_t[m]});
   }
+  reduce();
   const std::uint32_t stuck = tools.groups.diagonalise(members, n, sizes, diagonal, beside, vectors_t, workspace);
   for (std::size_t m = 0; m < task.problems.size(); ++m) {
     if (sizes[m] == 0) continue;
@@ -224,7 +233,7 @@ template <class T>
 void solve_one(const Tools<T>& tools, const EighProblem& problem, Scratch& scratch) {
   const std::int64_t n = problem.size, stride = eigh_stride(n);
   if (n > kMaxEighSize) return fail<T>(problem, kNotAccurate);
-  T* const memory = scratch.take<T>(2 * n * stride + stride + eigh_hybrid_workspace(n) + 2 * kProbes * stride);
+  T* const memory = scratch.take<T>(2 * n * stride + stride + eigh_hybrid_workspace(n) + certificate_workspace(n));
   T *const a = memory, *const vectors = a + n * stride, *const values = vectors + n * stride,
            *const workspace = values + stride;
   Solution<T> solution{0, values, vectors, stride};

@@ -13,30 +13,31 @@ constexpr int kParts = kLanes<T> < 16 ? 2 : 1;  // vectors of matrices
 template <class T>
 constexpr int kMembers = kParts<T> * kLanes<T>;
 
-constexpr int kRecorded = 8;  // times kDepth sweeps are recorded before their rotations are applied
+constexpr int kDepth = EIGENDAMAGE_VECTOR_BYTES == 64 ? 4 : 2;  // sweeps whose rotations are applied in one pass
+constexpr int kRecorded = 16 / kDepth;  // times kDepth sweeps are recorded before their rotations are applied
+static_assert(kDepth <= kSpareGroupRows);
 
-constexpr std::int64_t kTurns = 2 * lanes::kDepth;  // numbers in a step of one lane
+constexpr std::int64_t kTurns = 2 * kDepth;  // numbers in a step of one lane
 
 // Numbers of the steps of one lane, in whole vectors.
 template <class T>
 constexpr std::int64_t lane_size(std::int64_t n) {
-  return round_up(lanes::steps_of(n) * kTurns, kLanes<T>);
+  return round_up(lanes::steps_of(n, kDepth) * kTurns, kLanes<T>);
 }
 
 template <class T>
 std::int64_t workspace_size(std::int64_t n) {
-  const std::int64_t stride = eigh_stride(n);
-  const std::int64_t reduction = 2 * n * stride + stride + 4 * round_up(n, kWidest);
+  const std::int64_t reduction = reduction_workspace<T>(n);
   const std::int64_t recorded = (kRecorded + 1) * kMembers<T> * (lane_size<T>(n) + 16);
   return reduction > recorded ? reduction : recorded;
 }
 
 // Copies the steps of some sweeps to the lanes' own arrays, `size` apart.
 template <class T, int Parts>
-void part_lanes(const lanes::Sweeps<T, Parts>& sweeps, std::int64_t size, T* turns) {
-  const auto* const steps = sweeps.steps - (lanes::kDepth - 1);
+void part_lanes(const lanes::Sweeps<T, Parts, kDepth>& sweeps, std::int64_t size, T* turns) {
+  const auto* const steps = sweeps.steps - (kDepth - 1);
   const std::int64_t begin = sweeps.low * kTurns / kLanes<T> * kLanes<T>,
-                     end = round_up((sweeps.high + lanes::kDepth - 1) * kTurns, kLanes<T>);
+                     end = round_up((sweeps.high + kDepth - 1) * kTurns, kLanes<T>);
   for (int part = 0; part < Parts; ++part) {
     for (std::int64_t first = begin; first < end; first += kLanes<T>) {
       Vector<T> square[kLanes<T>];
@@ -54,13 +55,13 @@ std::uint32_t diagonalise_parts(std::int64_t n, const std::int64_t* sizes, T* di
   constexpr int most_sweeps = 30 * static_cast<int>(kMaxGroupSize<T>), members = Parts * kLanes<T>;
   const std::int64_t size = lane_size<T>(n);
   T* const turns = workspace;  // of each of some sweeps, of each member
-  auto* const steps = reinterpret_cast<lanes::Step<T, Parts>*>(turns + kRecorded * members * size);
-  lanes::Chase<T, Parts> chase(n, reinterpret_cast<Vector<T>*>(diagonal), reinterpret_cast<Vector<T>*>(beside));
-  lanes::Sweeps<T, Parts> sweeps[kRecorded];
-  for (int done = 0; done < most_sweeps; done += kRecorded * lanes::kDepth) {
+  auto* const steps = reinterpret_cast<lanes::Step<T, Parts, kDepth>*>(turns + kRecorded * members * size);
+  lanes::Chase<T, Parts, kDepth> chase(n, reinterpret_cast<Vector<T>*>(diagonal), reinterpret_cast<Vector<T>*>(beside));
+  lanes::Sweeps<T, Parts, kDepth> sweeps[kRecorded];
+  for (int done = 0; done < most_sweeps; done += kRecorded * kDepth) {
     int count = 0;
     for (; count < kRecorded; ++count) {
-      sweeps[count].steps = steps + lanes::kDepth - 1;
+      sweeps[count].steps = steps + kDepth - 1;
       if (!chase.next(sweeps[count])) break;
       part_lanes(sweeps[count], size, turns + count * members * size);
     }
@@ -68,13 +69,13 @@ std::uint32_t diagonalise_parts(std::int64_t n, const std::int64_t* sizes, T* di
       if (sizes[m] == 0) continue;
       const std::int64_t step = group_stride(sizes[m]) / kLanes<T>;
       auto* const rows = reinterpret_cast<Vector<T>*>(vectors_t[m]);
-      lanes::for_panels<lanes::kColumns>(vectors_of<T>(sizes[m]), [&]<int Columns>(std::int64_t first) {
+      lanes::for_panels<lanes::kColumns<kDepth>>(vectors_of<T>(sizes[m]), [&]<int Columns>(std::int64_t first) {
         for (int i = 0; i < count; ++i) {
           const std::int64_t low = sweeps[i].first[m / kLanes<T>][m % kLanes<T>];
           const std::int64_t high = sweeps[i].last[m / kLanes<T>][m % kLanes<T>];
-          const T* const some = turns + (i * members + m) * size + (lanes::kDepth - 1) * kTurns;
+          const T* const some = turns + (i * members + m) * size + (kDepth - 1) * kTurns;
           const auto turn = [some](std::int64_t row, int k) { return spread(some[row * kTurns + k]); };
-          if (low < high) lanes::rotate<T, Columns>(low, high, turn, rows + first, step);
+          if (low < high) lanes::rotate<T, kDepth, Columns>(low, high, turn, rows + first, step);
         }
       });
     }

@@ -77,7 +77,7 @@ Vector<T> inverse_square_root(Vector<T> x) {
 
 template <class T>
 Vector<T> all_lanes(T x) {
-  return Vector<T>{} + x;
+  return x - Vector<T>{};
 }
 
 template <class T>

@@ -9,7 +9,7 @@ namespace eigendamage::cpu {
 template <class T>
 constexpr std::int64_t kMaxLaneSize = sizeof(T) == 4 ? 20 : 16;
 
-/// Rows of scratch before and behind the eigenvectors of the solvers by QL.
+/// Rows of scratch before and behind the eigenvectors in lanes.
 constexpr std::int64_t kSpareRows = 2;
 
 /// Eigendecomposition of `lanes` symmetric matrices of one size at once, once per instruction set. T is float or double.

@@ -147,29 +147,30 @@ void accumulate_rows(std::int64_t n, std::int64_t k, const Vector<T>* a, const V
   }
 }
 
+constexpr int kDepth = static_cast<int>(kSpareRows);  // sweeps whose rotations are applied in one pass
 constexpr int kRecorded = 4;  // times kDepth sweeps are recorded before their rotations are applied
 
 // Steps that `diagonalise` records for n rows.
-constexpr std::int64_t recorded_steps(std::int64_t n) { return kRecorded * steps_of(n); }
+constexpr std::int64_t recorded_steps(std::int64_t n) { return kRecorded * steps_of(n, kDepth); }
 
 // QL on the tridiagonal matrices d, e, whose rotations turn the rows of z: n rows of n vectors, with kDepth rows before and
 // behind that are scratch. Returns the lanes that did not converge.
 template <class T>
-Mask<T> diagonalise(std::int64_t n, Vector<T>* d, Vector<T>* e, Vector<T>* z, Step<T, 1>* steps) {
+Mask<T> diagonalise(std::int64_t n, Vector<T>* d, Vector<T>* e, Vector<T>* z, Step<T, 1, kDepth>* steps) {
   for (std::int64_t j = 0; j < kDepth * n; ++j) z[j - kDepth * n] = z[n * n + j] = Vector<T>{};
-  Chase<T, 1> chase(n, d, e);
-  Sweeps<T, 1> sweeps[kRecorded];
+  Chase<T, 1, kDepth> chase(n, d, e);
+  Sweeps<T, 1, kDepth> sweeps[kRecorded];
   for (std::int64_t done = 0; done < 30 * n; done += kRecorded * kDepth) {
     int count = 0;
     for (; count < kRecorded; ++count) {
-      sweeps[count].steps = steps + count * steps_of(n) + kDepth - 1;
+      sweeps[count].steps = steps + count * steps_of(n, kDepth) + kDepth - 1;
       if (!chase.next(sweeps[count])) break;
     }
-    for_panels<kColumns>(n, [&]<int Columns>(std::int64_t first) {
+    for_panels<kColumns<kDepth>>(n, [&]<int Columns>(std::int64_t first) {
       for (int i = 0; i < count; ++i) {
-        const Step<T, 1>* const some = sweeps[i].steps;
+        const Step<T, 1, kDepth>* const some = sweeps[i].steps;
         const auto turns = [some](std::int64_t row, int k) { return some[row].turn[0][k]; };
-        rotate<T, Columns>(sweeps[i].low, sweeps[i].high, turns, z + first, n);
+        rotate<T, kDepth, Columns>(sweeps[i].low, sweeps[i].high, turns, z + first, n);
       }
     });
     if (count < kRecorded) return Mask<T>{};
@@ -270,7 +271,7 @@ void solve(std::int64_t n, T* matrices, T* eigenvalues, T* ranks, T* vectors_t, 
   auto* const reduced = reinterpret_cast<Vector<T>*>(workspace);
   Vector<T>* const e = reduced + n * n;
   Vector<T>*const tau = e + n, *const scratch = tau + n;
-  auto* const steps = reinterpret_cast<Step<T, 1>*>(scratch + 2 * kProbes * n);
+  auto* const steps = reinterpret_cast<Step<T, 1, kDepth>*>(scratch + 2 * kProbes * n);
   Mask<T> finite;
   const Mask<T> exponent = prescale<T>(n, a, finite);
   for (std::int64_t i = 0; i < n; ++i) {

@@ -37,7 +37,7 @@ struct Limits<double> {
 
 template <class T>
 Vector<T> spread(T x) {
-  return Vector<T>{} + x;
+  return x - Vector<T>{};  // adding would cost an instruction: it turns −0 to 0
 }
 
 /// Holds x in a register: GCC would rather load a number again at its second use, and run out of loads.
@@ -85,6 +85,17 @@ Vector<T> lane_numbers() {
   return numbers;
 }
 
+/// Numbers first … of a row of `count`, 0 behind its end.
+template <class T>
+Vector<T> until(Vector<T> x, std::int64_t first, std::int64_t count) {
+  return first + kLanes<T> <= count ? x : lane_numbers<T>() < static_cast<T>(count - first) ? x : Vector<T>{};
+}
+
+template <class T>
+Vector<T> load_until(const T* row, std::int64_t first, std::int64_t count) {
+  return until<T>(load(row + first), first, count);
+}
+
 /// Sums the lanes that are a multiple of Period apart.
 template <class T, int Period, int Distance = kLanes<T> / 2>
 inline __attribute__((always_inline)) Vector<T> fold(Vector<T> x) {
@@ -102,9 +113,10 @@ T sum_lanes(Vector<T> x) {
   return fold<T, 1>(x)[0];
 }
 
-/// Interleaves lanes and adds, halving the number of vectors, until lane i of the result is part of the sum of x[i % Count].
-template <class T, int Count>
-inline __attribute__((always_inline)) Vector<T> sum_interleaved(const Vector<T>* x) {
+/// Interleaves lanes and joins them, halving the number of vectors, until lane i of the result is part of what x[i % Count]
+/// joins to.
+template <class T, int Count, class Join>
+inline __attribute__((always_inline)) Vector<T> join_interleaved(const Vector<T>* x) {
   if constexpr (Count == 1) {
     return x[0];
   } else {
@@ -113,20 +125,35 @@ inline __attribute__((always_inline)) Vector<T> sum_interleaved(const Vector<T>*
       low[i] = i / 2 + (i % 2) * kLanes<T>;
       high[i] = low[i] + kLanes<T> / 2;
     }
-    Vector<T> sums[Count / 2];
+    Vector<T> joined[Count / 2];
 #pragma GCC unroll 8
     for (int i = 0; i < Count / 2; ++i) {
-      sums[i] = shuffle<T>(x[i], x[i + Count / 2], low) + shuffle<T>(x[i], x[i + Count / 2], high);
+      joined[i] = Join::of(shuffle<T>(x[i], x[i + Count / 2], low), shuffle<T>(x[i], x[i + Count / 2], high));
     }
-    return sum_interleaved<T, Count / 2>(sums);
+    return join_interleaved<T, Count / 2, Join>(joined);
   }
+}
+
+template <class T>
+struct Sum {
+  static Vector<T> of(Vector<T> x, Vector<T> y) { return x + y; }
+};
+
+template <class T>
+struct Larger {
+  static Vector<T> of(Vector<T> x, Vector<T> y) { return larger(x, y); }
+};
+
+template <class T, int Count>
+inline __attribute__((always_inline)) Vector<T> sum_interleaved(const Vector<T>* x) {
+  return join_interleaved<T, Count, Sum<T>>(x);
 }
 
 /// sums[i] = Σ of the lanes of x[i].
 template <class T, int Count>
 inline __attribute__((always_inline)) void sum_each(const Vector<T> (&x)[Count], T (&sums)[Count]) {
   if constexpr (Count > kLanes<T>) {
-    for (int i = 0; i < Count; ++i) sums[i] = sum_lanes<T>(x[i]);
+    for (int i = 0; i < Count; i += kLanes<T>) store(sums + i, sum_interleaved<T, kLanes<T>>(x + i));
   } else {
     const Vector<T> all = fold<T, Count>(sum_interleaved<T, Count>(x));
     __builtin_memcpy(sums, &all, sizeof sums);

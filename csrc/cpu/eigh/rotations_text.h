@@ -9,7 +9,8 @@ namespace {
 namespace lanes {
 
 // Vectors of a row that are taken together: as many as leave the registers room.
-constexpr int kColumns = EIGENDAMAGE_VECTOR_BYTES == 64 ? 8 : 4;
+template <int Depth>
+constexpr int kColumns = (EIGENDAMAGE_VECTOR_BYTES == 64 ? 16 : 8) / Depth;
 
 // The vector (x, y) by the angle θ, t = tan θ/2 and s = sin θ, in three steps instead of four: x, y ← y', x'.
 template <class T>
@@ -19,33 +20,33 @@ void turn(Vector<T> t, Vector<T> s, Vector<T>& x, Vector<T>& y) {
   x = sheared - t * y;
 }
 
-// Rows low … high of `rows`, step vectors apart, Columns of each: the rotations of kDepth sweeps in one pass. turns(i, k)
-// is element k of step i. The kDepth − 1 rows before and behind are read, and written back: any finite numbers.
-template <class T, int Columns, class Turns>
+// Rows low … high of `rows`, step vectors apart, Columns of each: the rotations of Depth sweeps in one pass. turns(i, k)
+// is element k of step i. The Depth − 1 rows before and behind are read, and written back: any finite numbers.
+template <class T, int Depth, int Columns, class Turns>
 void rotate(std::int64_t low, std::int64_t high, const Turns& turns, Vector<T>* rows, std::int64_t step) {
-  Vector<T> carried[kDepth][Columns];
+  Vector<T> carried[Depth][Columns];
   Vector<T>* row = rows + high * step;
 #pragma GCC unroll 8
-  for (int k = 0; k < kDepth; ++k) {
+  for (int k = 0; k < Depth; ++k) {
 #pragma GCC unroll 8
     for (int c = 0; c < Columns; ++c) carried[k][c] = row[k * step + c];
   }
-  for (std::int64_t i = high - 1; i > low - kDepth; --i) {
+  for (std::int64_t i = high - 1; i > low - Depth; --i) {
     row -= step;
     Vector<T> upper[Columns];
 #pragma GCC unroll 8
     for (int c = 0; c < Columns; ++c) upper[c] = row[c];
 #pragma GCC unroll 8
-    for (int k = 0; k < kDepth; ++k) {
+    for (int k = 0; k < Depth; ++k) {
       const Vector<T> t = turns(i, 2 * k), s = turns(i, 2 * k + 1);
 #pragma GCC unroll 8
       for (int c = 0; c < Columns; ++c) turn<T>(t, s, carried[k][c], upper[c]);
     }
 #pragma GCC unroll 8
-    for (int c = 0; c < Columns; ++c) row[kDepth * step + c] = upper[c];
+    for (int c = 0; c < Columns; ++c) row[Depth * step + c] = upper[c];
   }
 #pragma GCC unroll 8
-  for (int k = 0; k < kDepth; ++k) {
+  for (int k = 0; k < Depth; ++k) {
 #pragma GCC unroll 8
     for (int c = 0; c < Columns; ++c) row[k * step + c] = carried[k][c];
   }

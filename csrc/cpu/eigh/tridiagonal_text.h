@@ -172,19 +172,28 @@ void multiply(Triangle<T> a, std::int64_t size, const T* x, T* p) {
   }
 }
 
-/// Makes of x (size) the vector v with H·x = (0, …, 0, beta), H = 1 − tau·v·vᵀ, v[size − 1] = 1. x holds zeros beyond.
-/// A reflector of underflowing noise would not be orthogonal: it is left out.
+/// Makes of x (size) the vector v with H·x = (0, …, 0, beta), H = 1 − tau·v·vᵀ, v[size − 1] = 1, and zeros behind it in its
+/// last whole vector. A reflector of underflowing noise would not be orthogonal: it is left out.
 template <class T>
 T make_reflector(T* x, std::int64_t size, T& beta) {
   const T alpha = x[size - 1];
-  x[size - 1] = 0;
-  const T squares = dot_product(x, x, size);
+  Vector<T> even{}, odd{};
+  for (std::int64_t c = 0; c < size - 1; c += 2 * kLanes<T>) {
+    const Vector<T> here = load_until(x, c, size - 1);
+    even += here * here;
+    if (c + kLanes<T> >= size - 1) break;
+    const Vector<T> next = load_until(x, c + kLanes<T>, size - 1);
+    odd += next * next;
+  }
+  const T squares = sum_lanes<T>(even + odd);
   const bool noise = squares <= Limits<T>::tiny / (Limits<T>::eps * Limits<T>::eps);
   const T norm = square_root(squares + alpha * alpha);
   beta = noise ? alpha : alpha > 0 ? -norm : norm;
-  const T scale = noise ? T(0) : 1 / (alpha - beta);
-  for (std::int64_t c = 0; c < size; c += kLanes<T>) store(x + c, load(x + c) * scale);
-  x[size - 1] = noise ? T(0) : T(1);
+  const Vector<T> scale = spread(noise ? T(0) : 1 / (alpha - beta)), one = spread(noise ? T(0) : T(1));
+  std::int64_t c = 0;
+  for (; c + kLanes<T> < size; c += kLanes<T>) store(x + c, load(x + c) * scale);
+  const Vector<T> place = lane_numbers<T>() + static_cast<T>(c - (size - 1));
+  store(x + c, place < 0 ? load(x + c) * scale : place == 0 ? one : Vector<T>{});
   return noise ? T(0) : (beta - alpha) / beta;
 }
 
@@ -210,8 +219,8 @@ void tridiagonalise(Triangle<T> a, T* diagonal, T* beside, T* taus, T* scratch) 
     }
     subtract_pairs(pairs, made, size, factors, x);
     diagonal[i] = x[i];
-    for (std::int64_t c = i; c < size; ++c) x[c] = 0;
     const T tau = taus[i] = i > 0 ? make_reflector(x, i, beside[i - 1]) : T(0);
+    for (std::int64_t c = round_up(i, kLanes<T>); c < size; c += kLanes<T>) store(x + c, Vector<T>{});
     for (std::int64_t c = 0; c < size; c += width) {
       store(a.row(c / width, i), load(x + c));
       store(a.row(c / width, i) + kLanes<T>, load(x + c + kLanes<T>));
@@ -220,7 +229,7 @@ void tridiagonalise(Triangle<T> a, T* diagonal, T* beside, T* taus, T* scratch) 
     multiply(a, i, x, p);
     multiply_pairs(pairs, made, i, x, factors);
     subtract_pairs(pairs, made, i, factors, p);
-    for (std::int64_t c = i; c < size; ++c) p[c] = 0;
+    for (std::int64_t c = i / kLanes<T> * kLanes<T>; c < size; c += kLanes<T>) store(p + c, load_until(p, c, i));
     const T half = tau * tau * dot_product(x, p, i) / 2;
     for (std::int64_t c = 0; c < i; c += width) {
       for (std::int64_t k = 0; k < width; k += kLanes<T>) {
