@@ -93,7 +93,8 @@ template <class T>
 void apply_reflectors(Triangle<T> a, const T* taus, T* const* rows, std::int64_t row_step, T** table, T* scratch) {
   constexpr std::int64_t cache = 3 << 18;  // bytes
   const std::int64_t n = a.n, most = cache / (row_step * static_cast<std::int64_t>(sizeof(T))) / 8 * 8;
-  const std::int64_t some = most < n ? most : n, size = n <= 256 ? kRows : kBlock;
+  const std::int64_t some = most < n ? most : n;
+  const std::int64_t size = n <= (kPanel<T> == kBlock ? 128 : 256) ? kRows : kBlock;
   T *const products = scratch, *const work = products + n * kBlock,
            *const blocks = work + (round_up(n, kWidest) + 3 * kBlock) * kBlock;
   for (std::int64_t begin = 0; begin < n; begin += some) {
