@@ -113,11 +113,11 @@ struct Components {
     }
   }
 
-  /// Turns each pair and moves it on.
-  __device__ void turn(int half, const Rotation<T>* rotations) {
-    T moving = 0;
+  /// Turns pairs First ≤ k < Last and moves them on. `moving` goes from one part to the next.
+  template <int First, int Last>
+  __device__ void turn(int half, const Rotation<T>* rotations, T& moving) {
 #pragma unroll
-    for (int k = 0; k < Pairs; ++k) {
+    for (int k = First; k < Last; ++k) {
       if (k < half) {
         T x = near[k], y = far[k];
         rotations[k].turn(x, y);
@@ -162,9 +162,9 @@ __device__ bool any_above(const T* numbers, int count, T threshold, int lane) {
 /// places, its second half and `rotations` (2, half) are workspace; thread `rank` < n is left with component `rank` of the
 /// eigenvectors. The first barrier is the caller's.
 ///
-/// A round has two steps with a barrier after each. First the threads of some pairs find the rotations, while the threads
-/// that own components apply those of the round before. Then each thread turns what some two pairs have in common, and puts
-/// it where the pairs sit next, in the other copy.
+/// A round has two steps with a barrier after each. First some threads find the rotation of a pair each. Then each thread
+/// turns what some two pairs have in common, and puts it where the pairs sit next, in the other copy. Threads that own
+/// components apply the rotations of the round before, half of them in either step.
 template <class T, int Pairs, int Warps>
 __device__ Diagonalised<T> diagonalise(Seating seating, int n, T threshold, T* numbers, Rotation<T>* rotations,
                                        Components<T, Pairs>& own) {
@@ -208,8 +208,12 @@ __device__ Diagonalised<T> diagonalise(Seating seating, int n, T threshold, T* n
         next[diagonal + to_far] = fma(t, a, y);
         next[to_pair] = turns ? T(0) : a;
       }
-      if (rank < n && sweeps + round > 0) own.turn(half, applied);
+      const bool turns_own = rank < n && sweeps + round > 0;
+      T moving = 0;
+      if (turns_own) own.template turn<0, Pairs / 2>(half, applied, moving);
       Team<Warps>::sync();
+
+      if (turns_own) own.template turn<Pairs / 2, Pairs>(half, applied, moving);
 
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
@@ -237,7 +241,8 @@ __device__ Diagonalised<T> diagonalise(Seating seating, int n, T threshold, T* n
       found = used;
     }
   }
-  if (rank < n && sweeps > 0) own.turn(half, applied);
+  T moving = 0;
+  if (rank < n && sweeps > 0) own.template turn<0, Pairs>(half, applied, moving);
   return {from, sweeps};
 }
 
