@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=default, help="cpu, cuda, cuda:1, … (here: %(default)s)")
     add("--minutes", type=float, metavar="M", help="stop in time and exit with 3 if there is more to do")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
+    add("--seeds", nargs="+", type=int, metavar="N", help="some seeds (full: 0 1 2, small: 0)")
     add("--networks", nargs="+", metavar="NAME", help="some of the preset's networks")
     add("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, metavar="NAME", help=", ".join(VARIANTS))
     add("--budgets", nargs="+", type=float, metavar="F", help="shares of FLOPs kept")
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     experiment = Experiment(options.data, out, settings, device=options.device, deadline=deadline)
-    stages = experiment.stages(networks, options.seeds, options.variants, budgets)
+    stages = experiment.stages(networks, options.seeds or settings.seeds, options.variants, budgets)
     return run(out, stages, deadline, torch.device(options.device).type)
 
 

@@ -55,6 +55,7 @@ class Settings:
     budgets: tuple[float, ...] = (0.5, 0.35, 0.25, 0.15)
     timing_batches: tuple[int, ...] = (1, 256)
     repeats: int = 31
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 PRESETS = {
@@ -77,6 +78,7 @@ PRESETS = {
         budgets=(0.5, 0.25),
         timing_batches=(1, 50),
         repeats=3,
+        seeds=(0,),
     ),
 }
 
