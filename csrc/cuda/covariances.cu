@@ -2,6 +2,7 @@
 // a pair of tiles and some positions, a thread 32 of the tile's sums; reading x bounds a covariance of channels, the
 // matrix units one of patches.
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <utility>
 #include <vector>
@@ -25,28 +26,46 @@ std::vector<float> multiplicities(const ConvAxis& axis, std::int64_t size) {
   return counts;
 }
 
-/// Pairs of tiles that are multiplied for a position: of lag zero, then of all lags of either sign on the average.
-double tile_products(const RowTiling& tiling, bool lags) {
-  const auto tiles = static_cast<double>(tiling.tiles), pairs = static_cast<double>(tiling.pairs);
-  return lags ? pairs * tiles / (tiles + 1) : pairs;
+/// Pairs of tiles, and pairs of panels in them that are multiplied.
+struct Pairs {
+  double tiles, panels;
+};
+
+/// Those of a position of lag zero or, with `lags`, of a lag of either sign on the average.
+Pairs pairs_of(const RowTiling& tiling, bool lags) {
+  const auto groups = static_cast<double>(tiling.groups);
+  if (tiling.bundle > 0) {
+    const double panels = std::ceil(groups / static_cast<double>(tiling.bundle)), tiles = std::ceil(panels / 2);
+    return lags ? Pairs{tiles / 2, panels / 2} : Pairs{tiles, panels};
+  }
+  const auto tiles = static_cast<double>(tiling.tiles);
+  const double panels = std::ceil(static_cast<double>(tiling.rows) / kPanel);
+  return lags ? Pairs{groups * tiles * tiles / 2, groups * panels * panels / 2}
+              : Pairs{groups * tiles * (tiles + 1) / 2, groups * panels * (panels + 1) / 2};
 }
 
-/// Whether the lag form takes less time than multiplying patches gathered from x, in tiles of 64 × 64 sums multiplied. The
-/// numbers of a patch cost more to fetch than pixels: an index of each, two bounds. A term is a number read to add up the
-/// output, where a stage of positions that a block multiplies reads one for each 32 of its sums. A plan of many terms would
-/// take too long to make and to send.
+}  // namespace
+
+/// Counted in the time of a block that multiplies all four pairs of panels of a stage of 32 positions. A half of it is
+/// fetching pixels, an eighth each pair. Numbers of a patch take longer to fetch: an index of each, and two bounds. A term
+/// is a number read to add up the output, of which a stage multiplies 4096. A plan of many terms would take too long to make
+/// and to send.
 bool lags_pay(const ImageView& x, const ConvGeometry& geometry, std::int64_t groups) {
-  constexpr double kPatchStage = 1.7, kTerm = 1.0 / 8, kMostTerms = 1 << 16;
+  constexpr double kFetchPixels = 0.5, kFetchPatches = 1.2, kMultiply = 0.125, kTerm = 0.25, kMostTerms = 1 << 16;
   const LagWork lag = lag_work(geometry, x.height, x.width);
   if (lag.terms > kMostTerms) return false;
   const std::int64_t channels = x.channels / groups;
-  const RowTiling pixels(groups, channels);
-  const RowTiling patches(groups, channels * geometry.vertical.kernel * geometry.horizontal.kernel);
-  const double images = static_cast<double>(x.batch),
-               outputs = static_cast<double>(geometry.vertical.output * geometry.horizontal.output);
-  const double direct = images * outputs * tile_products(patches, false) * kPatchStage;
-  return (images * lag.positions + lag.terms * 32 * kTerm) * tile_products(pixels, true) <= direct;
+  const std::int64_t numbers = channels * geometry.vertical.kernel * geometry.horizontal.kernel;
+  const Pairs pixels = pairs_of(RowTiling(groups, channels), true);
+  const Pairs patches = pairs_of(RowTiling(groups, numbers), false);
+  const double stages = static_cast<double>(x.batch) / 32;
+  const auto outputs = static_cast<double>(geometry.vertical.output * geometry.horizontal.output);
+  const double lags = stages * lag.positions * (kFetchPixels * pixels.tiles + kMultiply * pixels.panels);
+  const double direct = stages * outputs * (kFetchPatches * patches.tiles + kMultiply * patches.panels);
+  return lags + kTerm * lag.terms * pixels.tiles <= direct;
 }
+
+namespace {
 
 /// Sums over the pixels of x.
 void sum_pixels(const ImageView& x, const Plan& plan, bool bias, const Update& update, const FactorView& out,

@@ -13,6 +13,9 @@ struct Tuning {
   Schedule schedule;
 };
 
+/// Whether the lag form of a patch covariance takes less time than multiplying patches gathered from x.
+bool lags_pay(const ImageView& x, const ConvGeometry& geometry, std::int64_t groups);
+
 /// As in kernels.h.
 void covariance(const ImageView& x, bool bias, const Update& update, const FactorView& out, const Execution& run,
                 const Tuning& tuning);

@@ -90,15 +90,15 @@ constexpr int kRowStep = 8, kRowsOfThread = kTile / kRowStep, kRowsOfPanel = kPa
 /// A tile's rows as channels of x. Entries are what a block knows of an operand.
 template <class Element>
 struct PixelRows {
-  struct Entry {  ///< a panel
-    const Element* first;
+  struct Entry {  ///< a panel; its first channel from that of x
+    std::int64_t offset;
     int count;
   };
   static constexpr int kEntries = 2;
 
   __device__ static Entry entry(const Gram& gram, std::int64_t set, std::int64_t tile, int half) {
     const Panel panel = gram.tiling.panel(set, tile, half);
-    return {static_cast<const Element*>(gram.x.data) + panel.first * gram.x.channel_stride, panel.count};
+    return {panel.first * gram.x.channel_stride, panel.count};
   }
 
   /// Of every kRowStep-th row from `first` on the number at a position.
@@ -107,7 +107,8 @@ struct PixelRows {
     const std::int64_t stride = gram.x.channel_stride;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Element* from = entries[half].first + at.offset + first * stride;
+      const Element* from =
+          static_cast<const Element*>(gram.x.data) + (entries[half].offset + at.offset + first * stride);
       const int left = at.read ? entries[half].count - first : 0;
 #pragma unroll
       for (int i = 0; i < kRowsOfPanel; ++i) {

@@ -177,6 +177,15 @@ TEST(an_empty_sum_only_scales_the_output) {
   }
 }
 
+TEST(without_channels_only_positions_are_counted) {
+  Random random(9);
+  const Images x({3, 0, 2, 2}, ScalarType::kFloat32, Layout::kPlanes);
+  check_kernel(random, 1, 1, x.view(), {12}, "no channels",
+               [&](const ImageView& view, const Update& update, const FactorView& out, const Execution& run) {
+                 cuda::covariance(view, true, update, out, run, {});
+               });
+}
+
 TEST(non_finite_numbers_make_what_plain_arithmetic_makes_of_them) {
   Random random(7);
   const ConvGeometry geometry{{2, 3, 0, 1, 2}, {2, 3, 0, 1, 2}};  // reads lines 0, 1, 3, 4 of 6
@@ -234,6 +243,20 @@ TEST(padding_adds_nothing_to_the_lag_form_where_a_number_is_not_finite) {
       CHECK(std::isnan(patch.at(0, k1, k2)) == met, std::to_string(k1) + " " + std::to_string(k2));
     }
   }
+}
+
+TEST(lags_are_chosen_where_there_is_less_to_do) {
+  const auto pay = [](std::int64_t batch, std::int64_t channels, std::int64_t size, const ConvAxis& axis,
+                      std::int64_t groups = 1) {
+    const ImageView x{nullptr, ScalarType::kFloat32, batch, channels, size, size, 0, 0, 0, 0};
+    return cuda::lags_pay(x, {axis, axis}, groups);
+  };
+  for (const std::int64_t channels : {16, 64, 512}) CHECK(pay(64, channels, 32, {3, 1, 1, 1, 32}), "3 × 3");
+  CHECK(pay(64, 64, 32, {3, 2, 1, 1, 16}), "3 × 3 in steps of 2");
+  CHECK(pay(64, 512, 32, {3, 1, 1, 1, 32}, 512), "depthwise");
+  CHECK(!pay(64, 3, 32, {3, 1, 1, 1, 32}), "27 numbers");
+  CHECK(!pay(64, 3, 224, {7, 2, 3, 1, 112}), "147 numbers");
+  CHECK(!pay(64, 64, 224, {40, 1, 20, 1, 225}), "too many terms");
 }
 
 int main() { return check::run_tests(); }
