@@ -244,7 +244,7 @@ def _attempt(stack: Tensor) -> _Attempt:
 def _finish(attempt: _Attempt) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues ``(b, n)``, eigenvectors ``(b, n, n)``, codes ``(b,)``; what is not accurate again."""
     matrices, finite, exponents, values, vectors, accurate = attempt
-    for index in (~accurate).nonzero().flatten().tolist():
+    for index in (place for place, passed in enumerate(accurate.tolist()) if not passed):
         one = slice(index, index + 1)
         repaired = _library(matrices[one].double())
         values[one], vectors[one] = repaired

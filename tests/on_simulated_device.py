@@ -9,7 +9,7 @@ from simulated_device import DEVICE, SimulatedTensor, Simulation, move, send
 from torch import Tensor, nn
 
 import eigendamage_ext as ed
-from eigendamage_ext import _arguments
+from eigendamage_ext import _arguments, ops
 from eigendamage_ext.curvature import layers
 from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.training import Checkpoint, OutOfTime
@@ -145,6 +145,19 @@ def test_a_batch_waits_for_the_device_once(fisher, expected):
     with Simulation() as simulation:
         ed.estimate_factors(model, on_device, **settings)
     assert simulation.waits["fetched"] == len(on_device) * expected and simulation.waits["sent"] == 0
+
+
+@pytest.mark.parametrize(("errors", "expected"), [("info", 2), ("raise", 3)])
+def test_eigenproblems_wait_once_for_each_size(errors, expected):
+    """Whether the certificates of a size hold; the codes, where failures are to be raised."""
+    matrices = [torch.randn(n, n + 5, generator=torch.Generator().manual_seed(n)) for n in (9, 9, 70)]
+    matrices = [rows @ rows.mT for rows in matrices]
+    with Simulation() as simulation:
+        values, vectors, info = ops.eigh([send(matrix) for matrix in matrices], errors=errors)
+    assert simulation.waits == {"fetched": expected, "number": 0, "of unknown size": 0, "sent": 0}
+    assert not info.raw.any()
+    for matrix, lam, v in zip(matrices, values, vectors, strict=True):
+        torch.testing.assert_close(v.raw * lam.raw @ v.raw.mT, matrix, rtol=1e-4, atol=1e-4)
 
 
 def test_training_is_that_of_the_cpu_and_waits_once_a_step(tmp_path):
