@@ -36,7 +36,7 @@ struct Stage {
 };
 
 /// A column's element of x, seen from that of the first channel with which a patch begins.
-struct Column {
+struct alignas(16) Column {
   std::int64_t offset;
   std::int32_t down, right;
 };
@@ -102,12 +102,10 @@ class Fetcher {
 
   /// Writes them as factors of products.
   __device__ void store(T* stage) const {
-    const bool squared = m_.one_by_one;
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      const T of_g = widened(of_g_[i]), of_x = widened(of_x_[i]);
-      stage[Memory::at(row(i), position(i / kTogether))] = squared ? of_g * of_g : of_g;
-      stage[Memory::at(kTile + row(i), position(i / kTogether))] = squared ? of_x * of_x : of_x;
+    if (m_.one_by_one) {
+      store(stage, [](T value) { return value * value; });
+    } else {
+      store(stage, [](T value) { return value; });
     }
   }
 
@@ -137,6 +135,15 @@ class Fetcher {
     return thread / (kTile / 4) + place * (kTileThreads / (kTile / 4));
   }
 
+  template <class Change>
+  __device__ void store(T* stage, const Change& changed) const {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      stage[Memory::at(row(i), position(i / kTogether))] = changed(widened(of_g_[i]));
+      stage[Memory::at(kTile + row(i), position(i / kTogether))] = changed(widened(of_x_[i]));
+    }
+  }
+
   __device__ Place locate(int n, int position) const {
     const ConvAxis &v = m_.geometry.vertical, &u = m_.geometry.horizontal;
     const auto width = static_cast<std::uint32_t>(u.output), at = static_cast<std::uint32_t>(position);
@@ -164,10 +171,11 @@ class Fetcher {
 
   __device__ void fetch_rows(const Place& place) {
     constexpr int kStep = kTileThreads / Memory::kPositions;
+    const int outputs = place.counts ? work_.output_count : 0;
     const Element* of_g = g() + (place.g + row(0) * m_.g.channel_stride);
 #pragma unroll
     for (int i = 0; i < kHeld; ++i, of_g += kStep * m_.g.channel_stride) {
-      of_g_[i] = place.counts && row(i) < work_.output_count ? *of_g : Element{};
+      of_g_[i] = row(i) < outputs ? *of_g : Element{};
     }
     if (m_.out.inputs % kTile == 0) {
       const Column column = work_.columns[0];
@@ -186,14 +194,15 @@ class Fetcher {
 
   __device__ void fetch_four(const Place& place, int first) {
     Four of_g{}, of_x{};
-    if (place.counts && row(0) < work_.output_count) {
+    const int outputs = place.counts ? work_.output_count : 0;
+    if (row(0) < outputs) {
       const Element* at = g() + (place.g + row(0) * m_.g.channel_stride);
       if (tiling_.g_in_fours) {
         of_g = *reinterpret_cast<const Four*>(at);
       } else {
 #pragma unroll
         for (int j = 0; j < 4; ++j, at += m_.g.channel_stride) {
-          if (row(j) < work_.output_count) of_g.elements[j] = *at;
+          if (row(j) < outputs) of_g.elements[j] = *at;
         }
       }
     }
@@ -231,7 +240,7 @@ class MomentTile {
     Fetcher<Element, order> fetcher(m_, tiling, work_);
     int begin = work_.first_example;
     do {
-      const int end = static_cast<int>(min(begin + m_.examples_in_sum, static_cast<std::int64_t>(work_.last_example)));
+      const int end = begin + min(work_.last_example - begin, static_cast<int>(m_.examples_in_sum));
       const bool finite = add_squares(fetcher, begin, end);
 #pragma unroll 1
       for (int i = static_cast<int>(threadIdx.x); i < kTile * kTile; i += kTileThreads) {

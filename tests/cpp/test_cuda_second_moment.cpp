@@ -95,6 +95,18 @@ TEST(layers_of_several_tiles_equal_the_reference) {
   }
 }
 
+TEST(sums_of_many_splits_equal_the_reference) {
+  Random random(7);
+  const ConvGeometry pointwise{{1, 1, 0, 1, 2}, {1, 1, 0, 1, 2}};
+  for (const MomentForm form : {MomentForm::kTiles, MomentForm::kPairs, MomentForm::kWeights}) {
+    MomentTuning tuning;
+    tuning.form = form;
+    tuning.splits = 37;
+    check_exact({{40, 7, 2, 2}, {40, 5, 2, 2}, 1, pointwise}, ScalarType::kFloat32, Layout::kPlanes, Layout::kPlanes,
+                tuning, random);
+  }
+}
+
 TEST(pixels_far_outside_the_image_are_none) {
   constexpr std::int64_t kFar = std::int64_t{1} << 33;
   const ConvAxis axis{3, 1, kFar, kFar, 2};
