@@ -218,8 +218,8 @@ class GramBlock {
       position.row = walk.row + at.row * walk.row_step;
       position.column = walk.column + at.column * walk.column_step;
       position.offset = at.image * x.batch_stride + position.row * x.height_stride + position.column * x.width_stride;
-      if (gram_.row_weights && position.read) {
-        weight_[i] = gram_.row_weights[position.row] * gram_.column_weights[position.column];
+      if (gram_.row_weights) {
+        weight_[i] = position.read ? gram_.row_weights[position.row] * gram_.column_weights[position.column] : 0.0f;
         position.read = weight_[i] != 0;
       }
       Rows::fetch(gram_, shared_.entries[0], thread_row_, position, a_values_[i]);
