@@ -13,7 +13,7 @@ from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
-MOST_SPILLED = 256  # bytes stored and loaded
+MOST_SPILLED = 64  # bytes stored and loaded, as few as outside of loops
 PTXAS = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>sm_\w+)'.*?"
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
