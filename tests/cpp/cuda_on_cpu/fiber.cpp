@@ -103,6 +103,7 @@ void Fiber::start(void (*body)(void*), void* argument) {
   // A finished body leaves the frames of enter() and of its last suspend().
   const std::size_t left = unfinished_ ? kStack : kPage;
   ASAN_UNPOISON_MEMORY_REGION(memory_ + kStack - left, left);
+  std::memset(memory_ + kStack - kPage, 0xFF, kPage);  // a NaN in what the body does not set
   unfinished_ = true;
   body_ = body, argument_ = argument;
   struct Saved {
