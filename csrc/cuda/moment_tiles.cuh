@@ -269,11 +269,9 @@ class MomentTile {
   /// whether they are finite. If not, they may be wrong: units that split factors do not know infinity, and what is
   /// outside the image is a factor 0 to them.
   __device__ bool add_squares(Fetcher<Element, order>& fetcher, int n, int end) {
-    const int warp = static_cast<int>(threadIdx.x) / 32, warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;
-    const bool used = warp_row < work_.output_count && warp_column < work_.column_count;
+    const int warp_row = static_cast<int>(threadIdx.x) / 64 * 32, warp_column = static_cast<int>(threadIdx.x) & 32;
     const int positions = static_cast<int>(m_.positions), within_sum = static_cast<int>(m_.positions_in_sum) - 1;
     T* kept = reinterpret_cast<T*>(&shared_ + 1) + threadIdx.x;
-    bool any_kept = false;
     int position = 0, parity = 1;
     WarpTile<T> gradient, squares;
     gradient.zero();
@@ -284,6 +282,7 @@ class MomentTile {
       T* stage = shared_.stages[parity];
       fetcher.store(stage);
       __syncthreads();
+      const bool any_kept = position > within_sum;
       position += Memory::kPositions;
       const bool complete = position >= positions;
       if (complete) {
@@ -291,7 +290,7 @@ class MomentTile {
         ++n;
       }
       if (n < end) fetcher.fetch(n, position);
-      if (!used) continue;
+      if (warp_row >= work_.output_count || warp_column >= work_.column_count) continue;
       gradient.template multiply_add<order, factor, factor>(
           {stage + Memory::at(warp_row, 0), Memory::kStride},
           {stage + Memory::at(kTile + warp_column, 0), Memory::kStride}, Memory::kPositions);
@@ -309,7 +308,6 @@ class MomentTile {
       } else {
         continue;
       }
-      any_kept = !complete;
       gradient.zero();
     }
     const bool finite = __syncthreads_and(squares.finite());
