@@ -20,6 +20,7 @@ from torch import Tensor
 from eigendamage_ext import ops, reference
 
 LIST = 50  # eigenproblems solved in one call
+REPEATS = 15  # of a convolution that does not seem accurate enough
 
 
 def generator(seed: int, kind: str, number: int) -> tuple[random.Random, torch.Generator]:
@@ -96,8 +97,8 @@ def random_convolution(draw: random.Random) -> tuple[list[int], tuple[int, int],
 
 def fuzz_convolution(draw: random.Random, rng: torch.Generator) -> None:
     shape, kernel, settings = random_convolution(draw)
-    x = torch.randn(shape, generator=rng) * 10 ** draw.uniform(-3, 3) + draw.choice([0.0, 0.0, 1.0])
-    x = LAYOUTS[draw.choice(list(LAYOUTS))](x.to(draw.choice(DTYPES)))
+    scale, offset = 10 ** draw.uniform(-3, 3), draw.choice([0.0, 0.0, 1.0])
+    layout, dtype = LAYOUTS[draw.choice(list(LAYOUTS))], draw.choice(DTYPES)
     positions = [
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, k, s, d, p in zip(
@@ -105,15 +106,31 @@ def fuzz_convolution(draw: random.Random, rng: torch.Generator) -> None:
         )
     ]
     outputs = settings["groups"] * draw.choice([1, 2, 5, 9])
-    g = torch.randn(shape[0], outputs, *positions, generator=rng).to(x.dtype)
     settings["reduction"] = draw.choice(["mean", "sum"])
-    twin = reference.gradient_second_moment
-    plain, exact = (twin(a, b, kernel, **settings) for a, b in ((x, g), (x.double(), g.double())))
-    assert_accurate(ops.gradient_second_moment(x, g, kernel, **settings), plain, exact)
-    for op, extra in (("channel_covariance", {}), ("patch_covariance", {"bias": draw.random() < 0.5})):
-        ours, twin = getattr(ops, op), getattr(reference, op)
-        plain, exact = (twin(t, kernel, **settings, **extra) for t in (x, x.double()))
-        assert_accurate(ours(x, kernel, **settings, **extra), plain, exact)
+    bias = {"bias": draw.random() < 0.5}
+
+    def results(op: str, inputs: int, extra: dict[str, bool]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ours, plain and exact, of new random numbers."""
+        x = layout((torch.randn(shape, generator=rng) * scale + offset).to(dtype))
+        g = torch.randn(shape[0], outputs, *positions, generator=rng).to(dtype)
+        tensors, twin = (x, g)[:inputs], getattr(reference, op)
+        return (
+            getattr(ops, op)(*tensors, kernel, **settings, **extra),
+            twin(*tensors, kernel, **settings, **extra),
+            twin(*(t.double() for t in tensors), kernel, **settings, **extra),
+        )
+
+    for op, inputs, extra in (
+        ("gradient_second_moment", 2, {}),
+        ("channel_covariance", 1, {}),
+        ("patch_covariance", 1, bias),
+    ):
+        first = results(op, inputs, extra)
+        try:
+            assert_accurate(*first)
+        except AssertionError:  # one number of plain PyTorch's may be right by luck, many are not
+            more = [results(op, inputs, extra) for _ in range(REPEATS)]
+            assert_accurate(*map(torch.stack, zip(first, *more, strict=True)))
 
 
 KINDS: dict[str, tuple[Callable[[random.Random, torch.Generator], None], int]] = {
