@@ -138,12 +138,14 @@ TEST(long_sums_are_taken_down_in_parts) {
     for (const std::int64_t groups : {1, 7}) {
       Images x({1900, 35, 1, 1}, type, Layout::kChannelsLast);
       x.fill_integers(random);
-      const cuda::Tuning tuning{cuda::PatchForm::kCheaper, {1}};
-      check_kernel(random, groups, 35 / groups + 1, x.view(), reference::covariance(x.view(), groups, true),
-                   describe(x.view(), {}, tuning),
-                   [&](const ImageView& view, const Update& update, const FactorView& out, const Execution& run) {
-                     cuda::covariance(view, true, update, out, run, tuning);
-                   });
+      const std::vector<double> expected = reference::covariance(x.view(), groups, true);
+      for (const std::int64_t multiprocessors : {1, 20}) {  // few parts; so many that several threads add them up
+        const cuda::Tuning tuning{cuda::PatchForm::kCheaper, {multiprocessors}};
+        check_kernel(random, groups, 35 / groups + 1, x.view(), expected, describe(x.view(), {}, tuning),
+                     [&](const ImageView& view, const Update& update, const FactorView& out, const Execution& run) {
+                       cuda::covariance(view, true, update, out, run, tuning);
+                     });
+      }
     }
   }
 }
