@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eigendamage_ext.curvature.layers import LayerSpec
-from eigendamage_ext.pruning.criteria import eigendamage_scores
 from eigendamage_ext.pruning.forms import (
     CHILDREN,
     FORMS,
@@ -24,6 +23,7 @@ from eigendamage_ext.pruning.forms import (
     rotates_input,
     rotates_output,
 )
+from eigendamage_ext.pruning.methods.eigendamage import eigendamage_scores
 
 
 def bases(layer, form, input_rank, output_rank):

@@ -11,9 +11,9 @@ from small_nets import EXAMPLE, Net
 
 import eigendamage_ext as ed
 from eigendamage_ext.curvature.layers import LayerSpec
-from eigendamage_ext.pruning.criteria import LayerScores
 from eigendamage_ext.pruning.forms import FORMS, cost
 from eigendamage_ext.pruning.least_loss import Options, choose
+from eigendamage_ext.pruning.methods.directions import LayerScores
 from eigendamage_ext.pruning.plan import Candidate
 
 

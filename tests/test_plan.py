@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import eigendamage_ext as ed
 from eigendamage_ext.curvature.layers import LayerSpec
 from eigendamage_ext.models.resnet import ResNet
-from eigendamage_ext.pruning.criteria import eigendamage_scores
 from eigendamage_ext.pruning.measure import measure
+from eigendamage_ext.pruning.methods.eigendamage import eigendamage_scores
 from eigendamage_ext.pruning.plan import Candidate
 
 

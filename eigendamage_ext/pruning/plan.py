@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from eigendamage_ext.curvature.layers import LayerSpec, check_layer
-from eigendamage_ext.pruning.criteria import LayerScores
 from eigendamage_ext.pruning.forms import (
     FORMS,
     Cost,
@@ -26,6 +25,7 @@ from eigendamage_ext.pruning.forms import (
 )
 from eigendamage_ext.pruning.least_loss import Options
 from eigendamage_ext.pruning.measure import Measurement, measure
+from eigendamage_ext.pruning.methods.directions import LayerScores
 from eigendamage_ext.pruning.surgery import rebuild
 from eigendamage_ext.pruning.table import change, table
 

@@ -20,10 +20,10 @@ from eigendamage_ext.pruning.allocation import (
     parse_target,
     solve,
 )
-from eigendamage_ext.pruning.criteria import eigendamage_scores
 from eigendamage_ext.pruning.forms import obstacle
 from eigendamage_ext.pruning.least_loss import choose
 from eigendamage_ext.pruning.measure import Measurement, measure
+from eigendamage_ext.pruning.methods.eigendamage import eigendamage_scores
 from eigendamage_ext.pruning.plan import Candidate, LayerPlan, Plan, PruneResult
 
 METHODS = ("eigendamage",)

@@ -7,7 +7,7 @@ from torch import nn
 
 from eigendamage_ext.curvature.eigenbasis import Eigen, LayerEigenbasis
 from eigendamage_ext.curvature.layers import LayerSpec
-from eigendamage_ext.pruning.criteria import eigendamage_scores
+from eigendamage_ext.pruning.methods.eigendamage import eigendamage_scores
 
 LAYERS = {
     "conv": lambda: nn.Conv2d(4, 5, (3, 2), bias=False),

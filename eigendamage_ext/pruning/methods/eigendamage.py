@@ -1,63 +1,26 @@
-"""How much each direction of the Kronecker-factored eigenbasis matters to the loss."""
-
-from dataclasses import dataclass
+"""EigenDamage: how much each direction of the Kronecker-factored eigenbasis matters to the loss."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eigendamage_ext.curvature.eigenbasis import LayerEigenbasis
 from eigendamage_ext.curvature.layers import LayerSpec
-from eigendamage_ext.pruning.forms import grouped_weight, rotate
+from eigendamage_ext.pruning.forms import available, grouped_weight, rotate
+from eigendamage_ext.pruning.methods.directions import DirectionMethod, LayerScores
 
 
-@dataclass(frozen=True)
-class LayerScores:
-    """The directions of one layer, best first, and what they are worth.
+class EigenDamage(DirectionMethod):
+    """Wang et al. 2019, arXiv 1905.05934."""
 
-    In a grouped layer unit j is the j-th best direction of every group together, so all groups keep the same
-    rank. What is kept of a side is always a prefix.
+    name = "eigendamage"
 
-    Attributes:
-        importance: Θ of method step 3 summed over the groups, ``(c_out/g, c_in/g)``: float64, on the CPU.
-        input_order: The number that each unit's direction has in the eigenbasis of A, ``(g, c_in/g)``.
-        output_order: Likewise for G, ``(g, c_out/g)``.
-        input_basis: Eigenvectors of A as columns, ``(g, c_in/g, c_in/g)``: float64, on the CPU.
-        output_basis: Eigenvectors of G as columns, ``(g, c_out/g, c_out/g)``.
-    """
+    def scores(self, spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis) -> LayerScores:
+        """See `eigendamage_scores`."""
+        return eigendamage_scores(spec, layer, basis)
 
-    importance: Tensor
-    input_order: Tensor
-    output_order: Tensor
-    input_basis: Tensor
-    output_basis: Tensor
-
-    @property
-    def input_scores(self) -> list[float]:
-        """Loss of cutting each input unit alone, twice over; never ascending."""
-        return _descending(self.importance.sum(0))
-
-    @property
-    def output_scores(self) -> list[float]:
-        """Loss of cutting each output unit alone, twice over; never ascending."""
-        return _descending(self.importance.sum(1))
-
-    def predicted_loss(self, input_rank: int, output_rank: int) -> float:
-        """Loss increase of keeping only the best directions: ½ Σ Θ over the union of what is cut.
-
-        Args:
-            input_rank: Input units kept.
-            output_rank: Output units kept.
-        """
-        rows = self.importance[output_rank:].sum()
-        columns = self.importance[:output_rank, input_rank:].sum()
-        return 0.5 * float(rows + columns)
-
-    def predicted_losses(self) -> Tensor:
-        """`predicted_loss` at every pair of ranks from 0 on, ``(c_in/g + 1, c_out/g + 1)``."""
-        columns = F.pad(self.importance.flip(1).cumsum(1).flip(1).cumsum(0), (0, 1, 1, 0))
-        rows = F.pad(self.importance.sum(1).flip(0).cumsum(0).flip(0), (0, 1))
-        return 0.5 * (rows[:, None] + columns).mT
+    def forms(self, spec: LayerSpec) -> tuple[str, ...]:
+        """Every form whose rotations have something to cut."""
+        return available(spec)
 
 
 def eigendamage_scores(spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis) -> LayerScores:
@@ -109,8 +72,3 @@ def _per_group(values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     q = vectors.detach().to("cpu", torch.float64).reshape(-1, n, n)
     q = 1.5 * q - 0.5 * q @ (q.mT @ q)
     return values.detach().to("cpu", torch.float64).reshape(-1, n), q
-
-
-def _descending(scores: Tensor) -> list[float]:
-    """The scores without the ascents that rounding leaves between units of equal worth."""
-    return [float(score) for score in scores.cummin(0).values]

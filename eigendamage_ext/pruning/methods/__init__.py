@@ -1,0 +1,12 @@
+"""Every pruning method, one in each file: a score over units, and perhaps an update of what stays.
+
+A method cuts directions of the eigenbasis (`directions`) or output filters (`filters`). To add one, write its file
+and name it here.
+"""
+
+from eigendamage_ext.pruning.methods.directions import DirectionMethod
+from eigendamage_ext.pruning.methods.eigendamage import EigenDamage
+from eigendamage_ext.pruning.methods.filters import FilterMethod
+from eigendamage_ext.pruning.methods.l1 import L1
+
+METHODS: dict[str, DirectionMethod | FilterMethod] = {method.name: method for method in (EigenDamage(), L1())}
