@@ -1,7 +1,7 @@
 """Every pruning method, one in each file: a score over units, and perhaps an update of what stays.
 
-A method cuts directions of the eigenbasis (`directions`) or output filters (`filters`). To add one, write its file
-and name it here.
+A method cuts directions of the eigenbasis (`directions`) or output filters (`filters`). To add one, write
+its file and name it here.
 """
 
 from eigendamage_ext.pruning.methods.directions import DirectionMethod

@@ -1,7 +1,7 @@
 """Methods that cut output filters, and what they see of the layers whose filters go together.
 
-Filters coupled by the network (a residual sum, a batch norm, a depthwise convolution) are one *unit*: they stay
-or go together. A method scores the filters of a layer; a unit is worth the sum over its filters.
+Filters coupled by the network (a residual sum, a depthwise convolution) are one *unit*: they stay or go
+together. A method scores the filters of a layer; a unit is worth the sum over its filters.
 """
 
 from abc import ABC, abstractmethod
@@ -69,7 +69,7 @@ class FilterMethod(ABC):
 
     Attributes:
         name: As given to `plan`.
-        needs: What of `LayerFactors` it reads: "patch" (A and G, of that kind), "diagonal", "gradient", or None.
+        needs: What of `LayerFactors` it reads: "patch" (A, G of that kind), "diagonal", "gradient" or None.
         predicts: Whether half a score is the loss increase that the method predicts for a cut.
     """
 
