@@ -430,7 +430,9 @@ def test_another_model_is_refused_by_layer(net, factors):
         with pytest.raises(ValueError, match=r"model must have the Linear 'hidden' of .*got no such layer"):
             call(renamed)
     applied = plan.apply(net).model
-    with pytest.raises(ValueError, match=r"must have the Conv2d 'stem\.0' of the plan, got Sequential"):
+    with pytest.raises(
+        ValueError, match=r"layer 'stem\.0' of model must be as in the plan, got out_channels 9"
+    ):
         plan.apply(applied)
 
 

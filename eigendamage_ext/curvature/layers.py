@@ -1,14 +1,15 @@
 """Which layers of a model have Kronecker factors, and what each of them is in numbers.
 
 Covered are `nn.Conv2d` and `nn.Linear` that are called as such. Everything else that multiplies by a weight
-is named with the reason why it is not.
+is named with the reason why it is not. A layer that pruning has factored goes on as one layer under its old
+name: it is its core, and the rotations around that are no layers of their own.
 """
 
 import difflib
 import fnmatch
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 from torch import nn
@@ -18,7 +19,11 @@ from torch.nn.utils import parametrize
 Pattern = str | type[nn.Module]
 Patterns = Pattern | Iterable[Pattern]
 
-FACTORED_CHILDREN = ("input_rotation", "core", "output_rotation")
+FACTORED_CHILDREN = (
+    ("input_rotation", "core"),
+    ("core", "output_rotation"),
+    ("input_rotation", "core", "output_rotation"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class LayerSpec:
     """A Conv2d or Linear in numbers; a Linear is a convolution with one kernel position.
 
     Attributes:
-        name: The module's name in the model.
+        name: The module's name in the model; of a factored layer's core, that of the whole layer.
         kind: "Conv2d" or "Linear".
         padding: As `nn.Conv2d` holds it: a pair, "same" or "valid".
     """
@@ -99,14 +104,14 @@ def select(model: nn.Module, layers: Patterns | None = None) -> tuple[dict[str, 
         layers: Only these: exact names, globs or module types, one or several. None: every layer.
 
     Returns:
-        The covered modules by name, and for every other layer with a weight matrix the reason by its name;
-        both in the order of the model.
+        The covered modules by name, of a factored layer its core by the layer's name; and for every other
+        layer with a weight matrix the reason by its name. Both in the order of the model.
 
     Raises:
         TypeError: Something in `layers` is not a pattern.
         ValueError: A name or glob matches no layer.
     """
-    candidates = {name: module for name, module in model.named_modules() if _has_weight_matrix(module)}
+    candidates = {name: module for name, module in named_layers(model) if _has_weight_matrix(module)}
     if layers is not None:
         layers = as_patterns(layers)
         check_patterns(layers, candidates, caller="estimate_factors", argument="layers")
@@ -117,7 +122,7 @@ def select(model: nn.Module, layers: Patterns | None = None) -> tuple[dict[str, 
     for name, module in candidates.items():
         if layers is not None and not matches(name, module, layers):
             skipped[name] = "not in `layers`"
-        elif reason := enclosed.get(name) or shared.get(name) or _unsupported(name, module):
+        elif reason := enclosed.get(name) or _obstacle(name, model.get_submodule(name), shared):
             skipped[name] = reason
         else:
             covered[name] = module
@@ -125,9 +130,9 @@ def select(model: nn.Module, layers: Patterns | None = None) -> tuple[dict[str, 
 
 
 def check_layer(model: nn.Module, spec: LayerSpec, *, caller: str, origin: str) -> nn.Module:
-    """The layer that `spec` describes, or a ValueError saying how the model differs."""
+    """`layer_at` for the layer that `spec` describes, or a ValueError saying how the model differs."""
     try:
-        layer = model.get_submodule(spec.name)
+        layer = layer_at(model, spec.name)
         found = LayerSpec.of(spec.name, layer)
     except (AttributeError, TypeError):
         kinds = {name: type(module).__name__ for name, module in model.named_modules()}
@@ -146,6 +151,23 @@ def check_layer(model: nn.Module, spec: LayerSpec, *, caller: str, origin: str) 
             "the model that was analysed, or one built alike"
         )
     return layer
+
+
+def layer_at(model: nn.Module, name: str) -> nn.Module:
+    """The module of that name; of a factored layer its core."""
+    module = model.get_submodule(name)
+    return module.get_submodule("core") if is_factored(module) else module
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As `named_modules`, but a factored layer is one: its core, by the layer's name."""
+    parts: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if is_factored(module):
+            parts.update(module.modules())
+            yield name, module.get_submodule("core")
+        elif module not in parts:
+            yield name, module
 
 
 def matches(name: str, module: nn.Module | None, patterns: Patterns) -> bool:
@@ -185,9 +207,13 @@ def check_patterns(patterns: Patterns, names: Iterable[str], *, caller: str, arg
 
 
 def is_factored(module: nn.Module) -> bool:
-    """Whether a module is what pruning makes of a layer: `input_rotation`, `core`, `output_rotation`."""
-    names = [name for name, _ in module.named_children()]
-    return isinstance(module, nn.Sequential) and "core" in names and set(names) <= set(FACTORED_CHILDREN)
+    """Whether a module is what pruning makes of a layer: a core and one rotation or two, in their order."""
+    if not isinstance(module, nn.Sequential):
+        return False
+    names, children = tuple(module._modules), module._modules.values()
+    return names in FACTORED_CHILDREN and any(
+        all(isinstance(child, kind) for child in children) for kind in (nn.Conv2d, nn.Linear)
+    )
 
 
 def _has_weight_matrix(module: nn.Module) -> bool:
@@ -209,8 +235,6 @@ def _enclosed(model: nn.Module) -> Iterator[tuple[str, str]]:
             reason = "inside MultiheadAttention, which multiplies by its weights without calling layers"
         elif isinstance(module, nn.TransformerEncoderLayer):
             reason = "inside TransformerEncoderLayer, which has a fused path that does not call its layers"
-        elif is_factored(module):
-            reason = "already factored; iterative pruning is not supported yet"
         else:
             continue
         for child, _ in module.named_modules(prefix=name):
@@ -229,14 +253,26 @@ def _shared(model: nn.Module) -> dict[str, str]:
             if parameter is not None:
                 owners[parameter].append(name)
     reasons = {}
-    for module, (name, *others) in names.items():
+    for module, (first, *others) in names.items():
         if others:
-            reasons[name] = f"the same module is also called {others[0]!r}"
+            reasons[first] = f"the same module is also called {others[0]!r}"
+            reasons |= dict.fromkeys(others, f"the same module is also called {first!r}")
         for key, parameter in module._parameters.items():
             for owner in owners[parameter] if parameter is not None else ():
-                if owner != name:
-                    reasons[name] = f"its {key} is shared with {owner!r}"
+                if owner != first:
+                    reasons[first] = f"its {key} is shared with {owner!r}"
     return reasons
+
+
+def _obstacle(name: str, module: nn.Module, shared: Mapping[str, str]) -> str | None:
+    """Why a layer is not covered, of a factored one all its parts; None if it is."""
+    if name and is_factored(module):
+        reasons = (
+            (child, shared.get(f"{name}.{child}") or _unsupported(child, part))
+            for child, part in module.named_children()
+        )
+        return shared.get(name) or next((f"{child}: {why}" for child, why in reasons if why), None)
+    return shared.get(name) or _unsupported(name, module)
 
 
 def _unsupported(name: str, module: nn.Module) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eigendamage_ext.curvature.layers import LayerSpec
+from eigendamage_ext.curvature.layers import LayerSpec, named_layers
 from eigendamage_ext.curvature.state import device_of, preserved
 
 
@@ -21,7 +21,8 @@ class Measurement:
     Attributes:
         params: Parameters of the whole model, tied ones once.
         flops: FLOPs of the whole model as `torch.utils.flop_counter` counts them: 2 for each multiply-add.
-        calls: How often each Conv2d and Linear ran, by name; one that did not run is absent.
+        calls: How often each Conv2d and Linear ran, by name; one that did not run is absent. A factored layer
+            is one, by its own name: calls and positions are those of its core, the output is its own.
         positions: Pixels (of a Linear: rows) at the input and at the output of each, all its calls together.
         head: The one whose output is the model's output; where there is none, the one that ran last.
     """
@@ -50,13 +51,17 @@ def measure(model: nn.Module, example: Tensor) -> Measurement:
         positions[name, "input"] += x.numel() // spec.in_channels
         positions[name, "output"] += output.numel() // spec.out_channels
         calls[name] += 1
+
+    def hold(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         outputs.pop(name, None)
         outputs[name] = output
 
     with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                hook = module.register_forward_hook(partial(record, name), with_kwargs=True)
+        for name, layer in named_layers(model):
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                hook = layer.register_forward_hook(partial(record, name), with_kwargs=True)
+                stack.callback(hook.remove)
+                hook = model.get_submodule(name).register_forward_hook(partial(hold, name))
                 stack.callback(hook.remove)
         stack.enter_context(preserved(model))
         stack.enter_context(torch.no_grad())
