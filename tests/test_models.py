@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eigendamage_ext.models.preresnet import PreResNet
 from eigendamage_ext.models.resnet import PadShortcut, ResNet
 from eigendamage_ext.models.vgg import VGG
 
@@ -34,6 +35,40 @@ def test_wide_resnet32_has_the_totals_of_the_paper(classes, params, flops):
 )
 def test_vgg19_has_the_totals_of_the_paper(classes, side, params, flops):
     assert totals(lambda: VGG(num_classes=classes), side) == (params, flops)
+
+
+@pytest.mark.parametrize(
+    ("classes", "params", "flops"), [(10, 2_235_850, 720_770_048), (100, 2_258_980, 720_816_128)]
+)
+def test_preresnet29_has_the_totals_of_the_paper(classes, params, flops):
+    assert totals(lambda: PreResNet(num_classes=classes), 32) == (params, flops)
+
+
+@pytest.mark.parametrize(
+    ("make", "side", "relu", "pooled", "flops"),
+    [
+        (lambda: VGG(num_classes=10), 32, 1, 4 * 30_720, 797_304_842),
+        (lambda: VGG(num_classes=100), 32, 1, 4 * 30_720, 797_397_092),
+        (lambda: VGG(num_classes=200), 64, 1, 4 * 122_880, 3_189_383_368),
+        (lambda: ResNet(num_classes=10), 32, 0, 0, 2_203_882_506),
+        (lambda: ResNet(num_classes=100), 32, 0, 0, 2_203_928_676),
+        (lambda: PreResNet(num_classes=10), 32, 1, 64 * 256, 724_153_354),
+        (lambda: PreResNet(num_classes=100), 32, 1, 64 * 256, 724_199_524),
+    ],
+)
+def test_flops_as_the_paper_counts_them(make, side, relu, pooled, flops):
+    """It adds the bias, 2 for each number that BN reads, 1 for ReLU's and the pixels pooled by modules."""
+    normalised = []
+    with torch.device("meta"):
+        model, x = make(), torch.empty(1, 3, side, side)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda module, args, output: normalised.append(output.numel()))
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert (
+        counter.get_total_flops() + model.linear.out_features + (2 + relu) * sum(normalised) + pooled == flops
+    )
 
 
 def test_vgg_equals_the_formula_by_hand_in_train_mode():
@@ -118,12 +153,46 @@ def test_logits_are_the_linear_of_mean_features_at_any_size():
     assert (logits - expected).abs().max() < 1e-12
 
 
+def test_preresnet_equals_the_formula_by_hand():
+    torch.manual_seed(0)
+    model = PreResNet(11, (2, 3, 4), num_classes=5, in_channels=1).double().eval()
+    for bn in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(bn.weight, 0.5, 2)
+        nn.init.normal_(bn.bias)
+        bn.running_mean.normal_()
+        bn.running_var.uniform_(0.5, 2)
+
+    def rectified(y, bn):
+        mean, var, weight, bias = (
+            v[:, None, None] for v in (bn.running_mean, bn.running_var, bn.weight, bn.bias)
+        )
+        return ((y - mean) / (var + 1e-5).sqrt() * weight + bias).clamp(min=0)
+
+    x = torch.randn(2, 1, 9, 6, dtype=torch.float64)
+    y = F.conv2d(x, model.conv1.weight, padding=1)
+    for stage, (inner, outer) in enumerate([(2, 2), (2, 3), (3, 4)]):
+        (block,) = (model.layer1, model.layer2, model.layer3)[stage]
+        stride = 2 if stage else 1
+        assert block.conv2.weight.shape == (inner, inner, 3, 3)
+        z = F.conv2d(rectified(y, block.bn1), block.conv1.weight)
+        z = F.conv2d(rectified(z, block.bn2), block.conv2.weight, stride=stride, padding=1)
+        z = F.conv2d(rectified(z, block.bn3), block.conv3.weight)
+        if stage:
+            y = torch.einsum("oi,nihw->nohw", block.shortcut.weight[:, :, 0, 0], y[:, :, ::2, ::2])
+        y = y + z
+        assert y.shape[1] == outer
+    assert y.shape == (2, 4, 3, 2)
+    expected = rectified(y, model.bn).mean((2, 3)) @ model.linear.weight.T + model.linear.bias
+    assert (model(x) - expected).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize(
     ("model", "sizes"),
     [
         (lambda: ResNet(8, (3, 4, 8), shortcut="A"), (8, 11)),
         (lambda: ResNet(8, (3, 4, 8), shortcut="B"), (8, 11)),
         (lambda: VGG(13, (3, 4, 5, 6, 7)), (16, 19)),
+        (lambda: PreResNet(11, (3, 4, 8)), (8, 11)),
     ],
 )
 def test_fx_trace_computes_the_same(model, sizes):
@@ -157,6 +226,10 @@ def test_names_are_those_of_the_public_weights():
         (VGG, {"depth": 12}, "VGG: depth must be 11, 13, 16, 19, got 12"),
         (VGG, {"widths": (1, 2, 3, 4)}, r"widths must be five .* got \(1, 2, 3, 4\)"),
         (VGG, {"widths": (1, 2, 3, 4, 0)}, "positive"),
+        (PreResNet, {"depth": 26}, r"PreResNet: depth must be 9n \+ 2 with n >= 1, got 26"),
+        (PreResNet, {"depth": 2}, "got 2"),
+        (PreResNet, {"widths": (16, 32)}, r"PreResNet: widths must be three .* got \(16, 32\)"),
+        (PreResNet, {"widths": (16, 32, 0)}, "positive"),
     ],
 )
 def test_bad_arguments_are_refused(network, kwargs, message):
