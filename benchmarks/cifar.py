@@ -24,13 +24,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import cifar_report
-from benchmarks.cifar_settings import PRESETS, VARIANTS, Settings, settings_record
-from benchmarks.cifar_stages import Experiment, Stage, duration, make, read_json, write_json
+from benchmarks.cifar_settings import PRESETS, VARIANTS, settings_record
+from benchmarks.cifar_stages import Experiment
+from benchmarks.stages import FAILED, complete, prepare
 from eigendamage_ext import _devices
-from eigendamage_ext.training import OutOfTime
-
-UNFINISHED, INTERRUPTED = 3, 130
-ASSUMED = {"cuda": 100e12, "cpu": 50e9}  # FLOP/s while training
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,64 +53,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--data must be a folder that holds cifar10_jpeg.npz, got {options.data}")
     if unusable := _devices.problem(options.device):
         print(f"cifar: --device must be usable here, {unusable}", file=sys.stderr)
-        return 1
+        return FAILED
     budgets = tuple(options.budgets or settings.budgets)
     out = options.out or Path(".benchmarks") / f"cifar-{options.preset}"
     deadline = None if options.minutes is None else began + 60 * options.minutes
     try:
-        prepare(out, settings, options.device)
+        prepare(out, settings_record(settings, options.device), options.device, caller="cifar")
     except ValueError as error:
         print(error, file=sys.stderr)
-        return 1
+        return FAILED
     experiment = Experiment(options.data, out, settings, device=options.device, deadline=deadline)
     stages = experiment.stages(networks, options.seeds or settings.seeds, options.variants, budgets)
-    return run(out, stages, deadline, torch.device(options.device).type)
-
-
-def prepare(out: Path, settings: Settings, device: str) -> None:
-    """Makes the folder, or checks that it holds files of the same settings.
-
-    Raises:
-        ValueError: It holds others.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    path, record = out / "settings.json", settings_record(settings, device)
-    if path.exists():
-        before = read_json(path)
-        for name, value in record.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"cifar: --out must be of a run with the same settings, got {name} {before.get(name)} in "
-                    f"place of {value}; choose another folder than {out}"
-                )
-    else:
-        write_json(path, record)
-    for unfinished in out.rglob(".*.tmp"):  # of a run that was killed while it wrote
-        unfinished.unlink()
-    if torch.device(device).type == "cuda":
-        torch.backends.cudnn.deterministic = True
-
-
-def run(out: Path, stages: list[Stage], deadline: float | None, device: str) -> int:
-    """Makes what is missing and writes the report of what there is."""
-    left = sum(stage.work for stage in stages if not stage.path.exists())
-    print(
-        f"{out}: {left / 1e15:.3g} PFLOP to do; at {ASSUMED[device] / 1e12:g} TFLOP/s, which is an estimate, "
-        f"{duration(left / ASSUMED[device])}",
-        file=sys.stderr,
-    )
-    code = 0
-    try:
-        for _ in make(stages, deadline, lambda text: print(text, file=sys.stderr, flush=True)):
-            pass
-        if not all(stage.path.exists() for stage in stages):
-            code = UNFINISHED
-    except OutOfTime:
-        code = UNFINISHED
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    if code:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+    code = complete(out, stages, deadline, options.device)
     table = cifar_report.write(out)
     if table is not None:
         print(table.read_text())

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.cifar_stages import DENSE, read_json, write_text
+from benchmarks.cifar_stages import DENSE
+from benchmarks.stages import read_json, write_text
 from eigendamage_ext.report import mean_sd
 
 Record = dict[str, Any]

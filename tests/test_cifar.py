@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import eigendamage_ext as ed
-from benchmarks import cifar, cifar_report, cifar_stages
+from benchmarks import cifar, cifar_report, cifar_stages, stages
 from benchmarks.cifar_settings import PRESETS, VARIANTS
 from benchmarks.cifar_stages import Experiment
 from eigendamage_ext import _devices, _files
@@ -167,7 +167,7 @@ def test_slices_of_no_time_advance_by_an_epoch_or_a_stage_and_end_alike(
     data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = 1
-    while (code := run(data, tmp_path / "out", "--minutes", "0")) == cifar.UNFINISHED:
+    while (code := run(data, tmp_path / "out", "--minutes", "0")) == stages.UNFINISHED:
         assert "stopped; the same command goes on from here" in capsys.readouterr().err
         calls += 1
         assert calls < 60
@@ -260,7 +260,7 @@ def test_ctrl_c_ends_with_130_and_a_table_of_what_there_is(
 
     with monkeypatch.context() as patch:
         patch.setattr(ed, "finetune", interrupt)
-        assert run(data, tmp_path / "out") == cifar.INTERRUPTED
+        assert run(data, tmp_path / "out") == stages.INTERRUPTED
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1
     assert run(data, tmp_path / "out") == 0 and files(tmp_path / "out") == files(whole)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import eigendamage_ext as ed
-from benchmarks import cifar, cifar_settings
+from benchmarks import cifar_settings, stages
 from eigendamage_ext.data import TensorLoader, crop_flip
 from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.models.vgg import VGG
@@ -183,7 +183,7 @@ def test_the_cifar_experiment_runs_in_slices_on_a_gpu(
     data = test_cifar.archive(tmp_path / "data")
     while (
         code := test_cifar.run(data, tmp_path / "out", "--device", "cuda", "--minutes", "0")
-    ) == cifar.UNFINISHED:
+    ) == stages.UNFINISHED:
         pass
     records = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert code == 0 and len(records) == 3
