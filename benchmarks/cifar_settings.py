@@ -10,9 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.models.vgg import VGG
-from eigendamage_ext.pruning.pruner import ALLOCATIONS, METHODS, SCORES
+from eigendamage_ext.pruning.methods import METHODS
+from eigendamage_ext.pruning.methods.directions import DirectionMethod
+from eigendamage_ext.pruning.pruner import ALLOCATIONS, SCORES
 
-VARIANTS = tuple(f"{m}.{s}.{a}" for m in METHODS for s in SCORES for a in ALLOCATIONS)
+DIRECTIONS = [name for name, method in METHODS.items() if isinstance(method, DirectionMethod)]
+VARIANTS = tuple(f"{m}.{s}.{a}" for m in DIRECTIONS for s in SCORES for a in ALLOCATIONS)
 
 
 class Network(NamedTuple):

@@ -12,7 +12,7 @@ from eigendamage_ext import __version__
 from eigendamage_ext._files import ArtifactError, read_tensors, write_tensors
 from eigendamage_ext.curvature.layers import LayerSpec, is_factored
 from eigendamage_ext.pruning.forms import CHILDREN, FORMS, build, rotates_input, rotates_output
-from eigendamage_ext.pruning.plan import Plan, PruneResult
+from eigendamage_ext.pruning.plan import PruneResult
 from eigendamage_ext.pruning.surgery import rebuild
 
 FORMAT = "eigendamage-model"
@@ -40,7 +40,7 @@ def save(model: nn.Module | PruneResult, path: str | os.PathLike[str]) -> None:
         "provenance": {
             "eigendamage_ext": __version__,
             "torch": torch.__version__,
-            "plan": _record(plan) if plan else None,
+            "plan": plan.record() if plan else None,
         },
     }
     write_tensors(path, state, manifest, format=FORMAT)
@@ -84,29 +84,6 @@ def _shape(module: nn.Module) -> dict[str, Any]:
     core = LayerSpec.of("core", module.get_submodule("core"))
     [form] = [form for form, children in CHILDREN.items() if children == names]
     return {"form": form, "input_rank": core.in_per_group, "output_rank": core.out_per_group}
-
-
-def _record(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON."""
-    return {
-        "settings": plan.settings,
-        "params": [plan.params_before, plan.params_after],
-        "flops": [plan.flops_before, plan.flops_after],
-        "predicted_loss": plan.predicted_loss,
-        "skipped": plan.skipped,
-        "layers": {
-            name: {
-                "form": row.form,
-                "input_rank": row.input_rank,
-                "output_rank": row.output_rank,
-                "params": row.params,
-                "flops": row.flops,
-                "predicted_loss": row.predicted_loss,
-                "note": row.note,
-            }
-            for name, row in plan.items()
-        },
-    }
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:

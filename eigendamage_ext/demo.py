@@ -24,8 +24,8 @@ from ._meter import Counted, Meter
 from .curvature.factors import Factors, estimate_factors
 from .data import Split, TensorLoader, digits
 from .models.resnet import ResNet
+from .pruning.direction_plan import DirectionPlan, LayerPlan
 from .pruning.forms import available
-from .pruning.plan import LayerPlan, Plan
 from .pruning.pruner import plan as make_plan
 from .report import (
     LayerCut,
@@ -183,7 +183,7 @@ class _Seed:
         meter.stage(f"{self.label}: factors")
         self.factors = self._factors()
         self.baseline = self._train_loss(self.dense)
-        self.plans: dict[float, Plan] = {}
+        self.plans: dict[float, DirectionPlan] = {}
 
     def _loader(self, batch_size: int, work: float, *, shuffle: bool = False) -> Counted:
         loader = TensorLoader(self.x, self.y, batch_size=batch_size, shuffle=shuffle, seed=self.seed)
@@ -212,7 +212,7 @@ class _Seed:
     def _accuracy(self, model: nn.Module) -> float:
         return evaluate(model, TensorLoader(self.test_x, self.test_y, batch_size=_EVAL_BATCH))
 
-    def plan(self, flops: float) -> Plan:
+    def plan(self, flops: float) -> DirectionPlan:
         """The network's plan for a fraction of its FLOPs; 1 leaves every layer dense."""
         return make_plan(self.dense, self.factors, target={"flops": flops}, example_inputs=self.x[:1])
 
@@ -284,7 +284,7 @@ class _Seed:
                 measured = self._train_loss(plan.apply(self.dense).model) - self.baseline
                 yield LossPair(name, f"{100 * share:g} % kept", plan.predicted_loss, measured)
 
-    def _spectra(self, plan: Plan) -> list[Spectrum]:
+    def _spectra(self, plan: DirectionPlan) -> list[Spectrum]:
         basis = self.factors.eigenbasis()
         spectra = []
         for name, layer in plan.items():

@@ -3,14 +3,33 @@
 import itertools
 import json
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eigendamage_ext.pruning.allocation import Layer, Side, Target, allowed_ranks, parse_target, solve
+from eigendamage_ext.pruning import allocation
+from eigendamage_ext.pruning.allocation import Side, Target, Term, allowed_ranks, parse_target
+
+
+class Layer(NamedTuple):
+    """Two sides, and what they cost together."""
+
+    inputs: Side
+    outputs: Side
+    cost: Callable[[int, int], int]
+
+
+def solve(layers, target, total):
+    """Input and output rank of each layer."""
+    sides = [side for layer in layers for side in (layer.inputs, layer.outputs)]
+    terms = [Term((2 * l, 2 * l + 1), layer.cost) for l, layer in enumerate(layers)]
+    ranks = allocation.solve(sides, terms, target, total)
+    return list(zip(ranks[::2], ranks[1::2], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -227,3 +246,52 @@ def test_no_layers():
     assert solve([], Target("flops", 1.0), 10) == []
     with pytest.raises(ValueError, match=r'nearest reachable value is \{"flops": 1.0\}'):
         solve([], Target("flops", 0.5), 10)
+
+
+def test_sides_that_share_terms_are_those_of_brute_force():
+    """A chain of convolutions: each but the last makes the inputs of the next."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        widths = generator.integers(1, 5, size=3)
+        sides = [
+            Side(sorted(map(float, generator.integers(0, 7, size=n)), reverse=True), range(1, n + 1))
+            for n in widths.tolist()
+        ]
+        first, last = generator.integers(1, 5, size=2).tolist()
+        terms = [
+            Term((0,), lambda a, first=first: 2 * first * a),
+            Term((0, 1), lambda a, b: 3 * a * b),
+            Term((1, 2), lambda b, c: b * c),
+            Term((2, 0), lambda c, a: c + a),
+            Term((2,), lambda c, last=last: c * last),
+        ]
+
+        def spent(ranks, terms=terms):
+            return sum(term.cost(*(ranks[s] for s in term.sides)) for term in terms)
+
+        other = int(generator.integers(0, 10))
+        total = other + spent(widths.tolist())
+        share = float(generator.integers(20, 100)) / 100
+        budget = math.floor(Fraction(repr(share)) * total) - other
+        fitting = []
+        for threshold in sorted({-1.0, *(score for side in sides for score in side.scores)}):
+            ranks = [max(1, sum(score > threshold for score in side.scores)) for side in sides]
+            if spent(ranks) <= budget:
+                fitting = ranks
+                break
+        if not fitting:
+            with pytest.raises(ValueError, match="nearest reachable value"):
+                allocation.solve(sides, terms, Target("flops", share), total)
+            continue
+        while True:
+            steps = [
+                (-side.scores[fitting[s]], s) for s, side in enumerate(sides) if fitting[s] < len(side.scores)
+            ]
+            for _, s in sorted(steps):
+                more = [*fitting[:s], fitting[s] + 1, *fitting[s + 1 :]]
+                if spent(more) <= budget:
+                    fitting = more
+                    break
+            else:
+                break
+        assert allocation.solve(sides, terms, Target("flops", share), total) == fitting

@@ -11,10 +11,10 @@ from small_nets import EXAMPLE, Net
 
 import eigendamage_ext as ed
 from eigendamage_ext.curvature.layers import LayerSpec
-from eigendamage_ext.pruning.forms import FORMS, cost
+from eigendamage_ext.pruning.direction_plan import Candidate
+from eigendamage_ext.pruning.forms import FORMS, available, cost
 from eigendamage_ext.pruning.least_loss import Options, choose
 from eigendamage_ext.pruning.methods.directions import LayerScores
-from eigendamage_ext.pruning.plan import Candidate
 
 
 def options(costs, losses):
@@ -78,7 +78,7 @@ def candidate(groups=1):
     importance = torch.rand(5, 4, generator=generator, dtype=torch.float64)
     spec = LayerSpec("layer", "Conv2d", 4 * groups, 5 * groups, (3, 3), groups=groups)
     none = torch.empty(0)
-    return Candidate(spec, (64, 36), LayerScores(importance, none, none, none, none))
+    return Candidate(spec, (64, 36), LayerScores(importance, none, none, none, none), available(spec))
 
 
 def test_losses_at_all_ranks_are_those_at_each():

@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import eigendamage_ext as ed
 from eigendamage_ext.curvature.layers import LayerSpec
 from eigendamage_ext.models.resnet import ResNet
+from eigendamage_ext.pruning.direction_plan import Candidate
+from eigendamage_ext.pruning.forms import available
 from eigendamage_ext.pruning.measure import measure
 from eigendamage_ext.pruning.methods.eigendamage import eigendamage_scores
-from eigendamage_ext.pruning.plan import Candidate
 
 
 @pytest.fixture
@@ -278,7 +279,7 @@ def test_among_equally_cheap_forms_the_one_that_loses_less_is_taken():
     model = nn.Linear(12, 12)
     spec = LayerSpec.of("layer", model)
     scores = eigendamage_scores(spec, model, eigenbasis(random_layer_factors(spec)))
-    candidate = Candidate(spec, (1, 1), scores)
+    candidate = Candidate(spec, (1, 1), scores, available(spec))
     for rank in range(1, 6):
         row = candidate.cheapest(rank, rank, "flops")
         losses = {"input": scores.predicted_loss(rank, 12), "output": scores.predicted_loss(12, rank)}
@@ -389,7 +390,7 @@ def test_factors_of_another_kind(net):
     ("keywords", "error", "message"),
     [
         ({"target": {"flops": 2}}, ValueError, "target"),
-        ({"method": "magic"}, ValueError, "method must be one of eigendamage, got 'magic'"),
+        ({"method": "magic"}, ValueError, "method must be one of eigendamage.*, got 'magic'"),
         ({"scores": "fisher"}, ValueError, "scores must be one of kfac, ekfac, got 'fisher'"),
         (
             {"scores": "ekfac"},

@@ -1,4 +1,4 @@
-"""Budgets: how many directions every layer keeps so that the network costs what was asked for.
+"""Budgets: how many directions or filters every layer keeps so that the network costs what was asked for.
 
 Numbers in, numbers out; nothing here knows a module.
 """
@@ -7,7 +7,7 @@ import heapq
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -88,7 +88,7 @@ def allowed_ranks(width: int, *, max_ratio: float, round_to: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a layer.
+    """Something of which a number of units is kept: one side of a layer, or a group of coupled filters.
 
     Attributes:
         scores: One for each unit, best first, finite and never ascending.
@@ -105,18 +105,16 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What the budget must know of a layer.
+class Term:
+    """A part of the network whose cost depends on some sides.
 
     Attributes:
-        inputs: Its input side.
-        outputs: Its output side.
-        cost: Cost in the budget's measure of (input rank, output rank): an integer, never falling in either.
+        sides: Numbers of the sides.
+        cost: Cost in the budget's measure of their ranks: an integer, never falling in any of them.
     """
 
-    inputs: Side
-    outputs: Side
-    cost: Callable[[int, int], int]
+    sides: tuple[int, ...]
+    cost: Callable[..., int]
 
 
 def allowed(target: Target, total: int, fixed: int, *, least: int) -> int:
@@ -142,7 +140,7 @@ def allowed(target: Target, total: int, fixed: int, *, least: int) -> int:
     )
 
 
-def solve(layers: Sequence[Layer], target: Target, total: int) -> list[tuple[int, int]]:
+def solve(sides: Sequence[Side], terms: Sequence[Term], target: Target, total: int) -> list[int]:
     """Ranks under one global threshold whose total cost meets the target from below.
 
     The lowest threshold on the scores of all units that meets the target is found by bisection; then the
@@ -150,65 +148,72 @@ def solve(layers: Sequence[Layer], target: Target, total: int) -> list[tuple[int
     So no single side can keep more: what is left below the target is less than the smallest step.
 
     Args:
-        layers: Those that may be cut.
+        sides: Those that may be cut.
+        terms: What depends on them.
         target: Which measure, and how much of it.
-        total: What the whole network costs uncut in this measure, these layers included.
+        total: What the whole network costs uncut in this measure, the terms included.
 
     Returns:
-        (input rank, output rank) of each layer.
+        The rank of each side.
 
     Raises:
         ValueError: Even the smallest allowed ranks cost too much; the message names the nearest value.
     """
-    fixed = total - sum(layer.cost(layer.inputs.ranks[-1], layer.outputs.ranks[-1]) for layer in layers)
-    allowance = allowed(target, total, fixed, least=sum(_cost(layer, 0, 0) for layer in layers))
 
-    scores = {score for layer in layers for side in (layer.inputs, layer.outputs) for score in side.scores}
-    thresholds = [-math.inf, *sorted(scores)]
+    def spent(indices: Sequence[int]) -> int:
+        return sum(_cost(sides, term, indices) for term in terms)
 
-    def indices(k: int) -> list[list[int]]:
-        t = thresholds[k]
-        return [[layer.inputs.index_above(t), layer.outputs.index_above(t)] for layer in layers]
+    fixed = total - spent([len(side.ranks) - 1 for side in sides])
+    allowance = allowed(target, total, fixed, least=spent([0] * len(sides)))
+    thresholds = [-math.inf, *sorted({score for side in sides for score in side.scores})]
+
+    def indices(k: int) -> list[int]:
+        return [side.index_above(thresholds[k]) for side in sides]
 
     def fits(k: int) -> bool:
-        return sum(_cost(layer, *at) for layer, at in zip(layers, indices(k), strict=True)) <= allowance
+        return spent(indices(k)) <= allowance
 
     chosen = indices(bisect_left(range(len(thresholds)), True, key=fits))
-    _bring_back(layers, chosen, allowance)
-    return [
-        (layer.inputs.ranks[i], layer.outputs.ranks[o]) for layer, (i, o) in zip(layers, chosen, strict=True)
-    ]
+    _bring_back(sides, terms, chosen, allowance)
+    return [side.ranks[at] for side, at in zip(sides, chosen, strict=True)]
 
 
-def _cost(layer: Layer, i: int, o: int) -> int:
-    """Cost at indices into the ranks of the sides."""
-    return layer.cost(layer.inputs.ranks[i], layer.outputs.ranks[o])
+def _cost(sides: Sequence[Side], term: Term, indices: Sequence[int]) -> int:
+    """Cost of a term at indices into the ranks of the sides."""
+    return term.cost(*(sides[s].ranks[indices[s]] for s in term.sides))
 
 
-def _bring_back(layers: Sequence[Layer], chosen: list[list[int]], allowance: int) -> None:
+def _bring_back(sides: Sequence[Side], terms: Sequence[Term], chosen: list[int], allowance: int) -> None:
     """Raises ranks while they fit, by the best unit each step restores; changes the indices in `chosen`."""
+    of_side: list[list[int]] = [[] for _ in sides]
+    for t, term in enumerate(terms):
+        for s in term.sides:
+            of_side[s].append(t)
+    # A step may make another one fit that failed before: it may lead to another form of their layer.
+    neighbours = [sorted({n for t in of_side[s] for n in terms[t].sides} | {s}) for s in range(len(sides))]
+    heap: list[tuple[float, int, int]] = []
 
-    def steps(l: int) -> Iterator[tuple[float, int, int, int]]:
-        for s, side in enumerate((layers[l].inputs, layers[l].outputs)):
-            at = chosen[l][s]
-            if at + 1 < len(side.ranks):
-                yield -side.scores[side.ranks[at]], l, s, at
+    def offer(s: int) -> None:
+        at = chosen[s]
+        if at + 1 < len(sides[s].ranks):
+            heapq.heappush(heap, (-sides[s].scores[sides[s].ranks[at]], s, at))
 
-    costs = [_cost(layer, *at) for layer, at in zip(layers, chosen, strict=True)]
+    for s in range(len(sides)):
+        offer(s)
+    costs = [_cost(sides, term, chosen) for term in terms]
     slack = allowance - sum(costs)
-    heap = [step for l in range(len(layers)) for step in steps(l)]
-    heapq.heapify(heap)
     while heap:
-        _, l, s, at = heapq.heappop(heap)
-        if chosen[l][s] != at:
+        _, s, at = heapq.heappop(heap)
+        if chosen[s] != at:
             continue
-        chosen[l][s] += 1
-        cost = _cost(layers[l], *chosen[l])
-        if cost - costs[l] > slack:
-            chosen[l][s] -= 1
+        chosen[s] += 1
+        raised = {t: _cost(sides, terms[t], chosen) for t in of_side[s]}
+        step = sum(cost - costs[t] for t, cost in raised.items())
+        if step > slack:
+            chosen[s] -= 1
             continue
-        slack -= cost - costs[l]
-        costs[l] = cost
-        # Both sides again: the other one may have failed before and fit in the form this step leads to.
-        for step in steps(l):
-            heapq.heappush(heap, step)
+        slack -= step
+        for t, cost in raised.items():
+            costs[t] = cost
+        for n in neighbours[s]:
+            offer(n)

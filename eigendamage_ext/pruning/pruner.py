@@ -1,9 +1,7 @@
 """Pruning in a straight line: factors, scores, budget, plan, a smaller model."""
 
-import operator
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,22 +9,13 @@ from torch import Tensor, nn
 
 from eigendamage_ext.curvature.factors import Factors, estimate_factors
 from eigendamage_ext.curvature.layers import Patterns, check_layer, check_patterns, matches
-from eigendamage_ext.pruning.allocation import (
-    Layer,
-    Side,
-    Target,
-    allowed,
-    allowed_ranks,
-    parse_target,
-    solve,
-)
-from eigendamage_ext.pruning.forms import obstacle
-from eigendamage_ext.pruning.least_loss import choose
-from eigendamage_ext.pruning.measure import Measurement, measure
-from eigendamage_ext.pruning.methods.eigendamage import eigendamage_scores
-from eigendamage_ext.pruning.plan import Candidate, LayerPlan, Plan, PruneResult
+from eigendamage_ext.pruning.allocation import Target, parse_target
+from eigendamage_ext.pruning.direction_plan import DirectionPlan, plan_directions
+from eigendamage_ext.pruning.measure import measure
+from eigendamage_ext.pruning.methods import METHODS
+from eigendamage_ext.pruning.methods.directions import DirectionMethod
+from eigendamage_ext.pruning.plan import PruneResult
 
-METHODS = ("eigendamage",)
 SCORES = ("kfac", "ekfac")
 ALLOCATIONS = ("threshold", "least_loss")
 
@@ -44,7 +33,7 @@ def plan(
     round_to: int = 1,
     prune_head: bool = False,
     example_inputs: Tensor | None = None,
-) -> Plan:
+) -> DirectionPlan:
     """Decides what every layer keeps so that the model costs what is asked for. Nothing is changed.
 
     With ``allocation="threshold"``, the paper's rule, directions of all layers are cut under one threshold on
@@ -104,32 +93,23 @@ def plan(
             skipped[name] = (
                 "called several times in one pass" if calls > 0 else "not called on example_inputs"
             )
-    basis = factors.eigenbasis(corrected=scores == "ekfac")
-    candidates: dict[str, Candidate] = {}
-    kept: dict[str, str] = {}
-    for name, spec in factors.specs.items():
-        if name in skipped:
-            continue
-        reason = obstacle(spec)
-        values = None if reason else eigendamage_scores(spec, layers[name], basis[name])
-        candidates[name] = Candidate(spec, original.positions[name], values)
-        if matches(name, layers[name], ignored_layers):
+    kept = {}
+    if original.head and not prune_head:
+        kept[original.head] = "the head; prune_head=True cuts it"
+    for name, layer in layers.items():
+        if matches(name, layer, ignored_layers):
             kept[name] = "in ignored_layers"
-        elif reason:
-            kept[name] = reason
-        elif name == original.head and not prune_head:
-            kept[name] = "the head; prune_head=True cuts it"
-
-    rows = {
-        name: candidate.row("dense", 0, 0, note=kept.get(name, "")) for name, candidate in candidates.items()
-    }
-    free = {name: candidate for name, candidate in candidates.items() if name not in kept}
-    allocate = _by_least_loss if allocation == "least_loss" else _by_threshold
-    for name, row in allocate(free, goal, original, max_ratio, round_to).items():
-        rows[name] = replace(row, note="no cut pays at this budget") if row.form == "dense" else row
-    return Plan(
-        candidates,
-        rows,
+    chosen = METHODS[method]
+    assert isinstance(chosen, DirectionMethod)
+    return plan_directions(
+        layers,
+        factors,
+        chosen,
+        goal,
+        kept=kept,
+        skipped=skipped,
+        original=original,
+        example=example,
         settings={
             "target": {goal.measure: goal.value},
             "method": method,
@@ -140,9 +120,6 @@ def plan(
             "prune_head": prune_head,
             "factors": asdict(factors.settings),
         },
-        skipped=skipped,
-        original=original,
-        example=example,
     )
 
 
@@ -291,48 +268,3 @@ def _example(factors: Factors, given: Tensor | None) -> Tensor:
     if given.dim() == 0 or len(given) == 0:
         raise ValueError(f"plan: example_inputs must hold an example, got the shape {tuple(given.shape)}")
     return given[:1].detach()
-
-
-def _ranks(candidate: Candidate, max_ratio: float, round_to: int) -> tuple[list[int], list[int]]:
-    """The input and output ranks that a layer may keep."""
-    inputs, outputs = candidate.spec.in_per_group, candidate.spec.out_per_group
-    return (
-        allowed_ranks(inputs, max_ratio=max_ratio, round_to=round_to),
-        allowed_ranks(outputs, max_ratio=max_ratio, round_to=round_to),
-    )
-
-
-def _by_threshold(
-    free: dict[str, Candidate], target: Target, original: Measurement, max_ratio: float, round_to: int
-) -> dict[str, LayerPlan]:
-    """The rows of the layers that may be cut: one threshold, then the cheapest form of each."""
-    by = "params" if target.measure == "params" else "flops"
-    layers = []
-    for candidate in free.values():
-        assert candidate.scores is not None
-        scores = (candidate.scores.input_scores, candidate.scores.output_scores)
-        inputs, outputs = map(Side, scores, _ranks(candidate, max_ratio, round_to))
-        cost = operator.add if target.measure == "ratio" else partial(candidate.least_cost, by=by)
-        layers.append(Layer(inputs, outputs, cost))
-    units = sum(len(side.scores) for layer in layers for side in (layer.inputs, layer.outputs))
-    total = units if target.measure == "ratio" else getattr(original, by)
-    ranks = solve(layers, target, total)
-    return {name: free[name].cheapest(*kept, by=by) for name, kept in zip(free, ranks, strict=True)}
-
-
-def _by_least_loss(
-    free: dict[str, Candidate], target: Target, original: Measurement, max_ratio: float, round_to: int
-) -> dict[str, LayerPlan]:
-    """The rows of the layers that may be cut: the ranks and forms of least predicted loss together."""
-    by = target.measure
-    total = getattr(original, by)
-    fixed = total - sum(getattr(candidate.cost("dense", 0, 0), by) for candidate in free.values())
-    offers = [
-        candidate.options(*_ranks(candidate, max_ratio, round_to), by=by) for candidate in free.values()
-    ]
-    allowance = allowed(target, total, fixed, least=sum(int(options.cost.min()) for options, _ in offers))
-    chosen = choose([options for options, _ in offers], allowance) if offers else []
-    return {
-        name: candidate.row(*option(at))
-        for (name, candidate), (_, option), at in zip(free.items(), offers, chosen, strict=True)
-    }

@@ -1,0 +1,347 @@
+"""Plans that cut directions: which form each layer takes, and how many directions of each side it keeps."""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from eigendamage_ext.curvature.factors import Factors
+from eigendamage_ext.curvature.layers import LayerSpec
+from eigendamage_ext.pruning.allocation import Side, Target, Term, allowed, allowed_ranks, solve
+from eigendamage_ext.pruning.forms import (
+    FORMS,
+    Cost,
+    cost,
+    factorize,
+    form_of,
+    obstacle,
+    rotates_input,
+    rotates_output,
+)
+from eigendamage_ext.pruning.least_loss import Options, choose
+from eigendamage_ext.pruning.measure import Measurement
+from eigendamage_ext.pruning.methods.directions import DirectionMethod, LayerScores
+from eigendamage_ext.pruning.plan import Change, Plan
+from eigendamage_ext.pruning.surgery import rebuild
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of one layer.
+
+    Attributes:
+        name: Its name in the model.
+        spec: The layer in numbers.
+        form: "dense" (left alone), "input", "output" or "both": which rotations it gets.
+        input_rank: Input directions kept in each group; all of them where the form has no input rotation.
+        output_rank: Output directions kept in each group, likewise.
+        params: Parameters before and after.
+        flops: FLOPs of one example before and after, 2·MAC.
+        predicted_loss: Increase of the mean loss that the quadratic model predicts for this cut alone.
+        note: Why the layer was left alone, or that it was set by hand.
+    """
+
+    name: str
+    spec: LayerSpec
+    form: str
+    input_rank: int
+    output_rank: int
+    params: Change
+    flops: Change
+    predicted_loss: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer and everything it could become.
+
+    Attributes:
+        spec: The layer in numbers.
+        positions: Pixels (of a Linear: rows) of one example at its input and at its output.
+        scores: What its directions are worth; None for a layer that can only stay dense.
+        forms: Those it can take, "dense" among them.
+    """
+
+    spec: LayerSpec
+    positions: tuple[int, int]
+    scores: LayerScores | None
+    forms: Sequence[str]
+
+    def cost(self, form: str, input_rank: int, output_rank: int) -> Cost:
+        """What the layer costs in a form."""
+        return cost(self.spec, form, input_rank, output_rank, *self.positions)
+
+    def least_cost(self, input_rank: int, output_rank: int, by: str) -> int:
+        """The cheapest form's "params" or "flops" when each side keeps this rank, or all of it."""
+        costs = (self.cost(form, input_rank, output_rank) for form in self.forms)
+        return min(c.params if by == "params" else c.flops for c in costs)
+
+    def cheapest(self, input_rank: int, output_rank: int, by: str) -> LayerPlan:
+        """The row of the cheapest form; among equals the one that loses least."""
+        rows = [self.row(form, input_rank, output_rank) for form in self.forms]
+        return min(rows, key=lambda row: (getattr(row, by).after, row.predicted_loss))
+
+    def options(
+        self, input_ranks: Sequence[int], output_ranks: Sequence[int], by: str
+    ) -> tuple[Options, Callable[[int], tuple[str, int, int]]]:
+        """Every form at every pair of these ranks, each option once.
+
+        Returns:
+            Costs in "params" or "flops" and predicted losses; and what an index into them stands for: form,
+            input rank and output rank.
+        """
+        assert self.scores is not None
+        losses = self.scores.predicted_losses()
+        offers = []
+        for form in self.forms:
+            inputs = input_ranks if rotates_input(form) else [self.spec.in_per_group]
+            outputs = output_ranks if rotates_output(form) else [self.spec.out_per_group]
+            ranks = (torch.tensor(sides, device="cpu") for sides in (inputs, outputs))
+            i, o = torch.cartesian_prod(*ranks).unbind(1)
+            costs = self.cost(form, i, o)  # type: ignore[arg-type]  # the formula holds for tensors
+            cost = torch.as_tensor(getattr(costs, by), device="cpu").expand(len(i))
+            offers.append((torch.full_like(i, FORMS.index(form)), i, o, cost, losses[i, o]))
+        forms, ranks_in, ranks_out, cost, loss = map(torch.cat, zip(*offers, strict=True))
+
+        def option(index: int) -> tuple[str, int, int]:
+            return FORMS[int(forms[index])], int(ranks_in[index]), int(ranks_out[index])
+
+        return Options(cost, loss), option
+
+    def row(self, form: str, input_rank: int, output_rank: int, note: str = "") -> LayerPlan:
+        """The layer in a form; the rank of a side without a rotation is not read."""
+        input_rank = input_rank if rotates_input(form) else self.spec.in_per_group
+        output_rank = output_rank if rotates_output(form) else self.spec.out_per_group
+        before, after = self.cost("dense", 0, 0), self.cost(form, input_rank, output_rank)
+        return LayerPlan(
+            name=self.spec.name,
+            spec=self.spec,
+            form=form,
+            input_rank=input_rank,
+            output_rank=output_rank,
+            params=Change(before.params, after.params),
+            flops=Change(before.flops, after.flops),
+            predicted_loss=self.scores.predicted_loss(input_rank, output_rank) if self.scores else 0.0,
+            note=note,
+        )
+
+    def bases(self, row: LayerPlan) -> tuple[Tensor | None, Tensor | None]:
+        """Kept directions, ``(g, c_in/g, r_A)`` and ``(g, c_out/g, r_G)``; None for a merged side."""
+        assert self.scores is not None
+        return (
+            self.scores.input_basis[:, :, : row.input_rank] if rotates_input(row.form) else None,
+            self.scores.output_basis[:, :, : row.output_rank] if rotates_output(row.form) else None,
+        )
+
+
+class DirectionPlan(Plan[LayerPlan]):
+    """Which directions of its eigenbasis every layer keeps; see `Plan`."""
+
+    COLUMNS: ClassVar = {
+        "layer": "left",
+        "form": "left",
+        "inputs": "right",
+        "outputs": "right",
+        "params": "right",
+        "FLOPs": "right",
+        "loss +": "right",
+        "note": "left",
+    }
+
+    def __init__(
+        self,
+        candidates: Mapping[str, Candidate],
+        rows: Mapping[str, LayerPlan],
+        *,
+        settings: Mapping[str, Any],
+        skipped: Mapping[str, str],
+        original: Measurement,
+        example: Tensor,
+    ) -> None:
+        super().__init__(rows, settings=settings, skipped=skipped, original=original, example=example)
+        self._candidates = dict(candidates)
+
+    @property
+    def predicted_loss(self) -> float:
+        """Sum over the layers: the quadratic model has no terms between layers."""
+        return sum(row.predicted_loss for row in self.values())
+
+    def scores(self, name: str) -> LayerScores | None:
+        """What the directions of a layer are worth; None for one that can only stay dense."""
+        return self._candidates[name].scores
+
+    def set(
+        self,
+        name: str,
+        *,
+        form: str | None = None,
+        input_rank: int | None = None,
+        output_rank: int | None = None,
+    ) -> None:
+        """Edits a layer; costs and predicted loss follow, other layers stay as they are.
+
+        Args:
+            name: The layer.
+            form: "dense", "input", "output" or "both". None: the one that rotates just the sides then cut.
+            input_rank: Input directions kept in each group. None: as many as now.
+            output_rank: Output directions kept in each group. None: as many as now.
+
+        Raises:
+            ValueError: An unknown layer, a form it cannot take, a rank out of range or of a side that the
+                form keeps whole.
+            TypeError: A rank that is not an integer.
+        """
+        self._check_name(name, self._candidates)
+        candidate = self._candidates[name]
+        row, spec = self[name], candidate.spec
+        sides = (
+            ("input_rank", input_rank, row.input_rank, spec.in_per_group),
+            ("output_rank", output_rank, row.output_rank, spec.out_per_group),
+        )
+        for argument, given, _, width in sides:
+            if given is None:
+                continue
+            if not isinstance(given, int) or isinstance(given, bool):
+                raise TypeError(f"plan.set: {argument} must be an integer, got {given!r}")
+            if not 1 <= given <= width:
+                raise ValueError(f"plan.set: {argument} of {name!r} must lie in 1…{width}, got {given}")
+        ranks = [now if given is None else given for _, given, now, _ in sides]
+        if form is None:
+            form = form_of(
+                input_rotation=ranks[0] < spec.in_per_group, output_rotation=ranks[1] < spec.out_per_group
+            )
+        if form not in FORMS:
+            raise ValueError(f"plan.set: form must be one of {', '.join(FORMS)}, got {form!r}")
+        if form not in candidate.forms:
+            reason = obstacle(spec) or "a side of one channel has no direction to cut"
+            choice = " or ".join(candidate.forms)
+            raise ValueError(f"plan.set: form of {name!r} must be {choice}, got {form!r}; {reason}")
+        rotated = (rotates_input(form), rotates_output(form))
+        for (argument, given, _, width), cut in zip(sides, rotated, strict=True):
+            if not cut and given not in (None, width):
+                raise ValueError(
+                    f"plan.set: {argument} of {name!r} must be left out for form {form!r}, which keeps all "
+                    f"{width}, got {given}; choose a form with a rotation on this side"
+                )
+        self._rows[name] = candidate.row(form, ranks[0], ranks[1], note="set by hand")
+
+    def _title(self) -> str:
+        return f"{super()._title()}, {self.settings['scores']} scores"
+
+    def _cells(self, row: LayerPlan) -> Sequence[str]:
+        inputs, outputs = row.spec.in_per_group, row.spec.out_per_group
+        return row.form, f"{row.input_rank}/{inputs}", f"{row.output_rank}/{outputs}"
+
+    def _shape(self, row: LayerPlan) -> dict[str, Any]:
+        return {"form": row.form, "input_rank": row.input_rank, "output_rank": row.output_rank}
+
+    def _rebuild(self, model: nn.Module, inplace: bool) -> nn.Module:
+        builders = {}
+        for name, row in self.items():
+            if row.form != "dense":
+                inputs, outputs = self._candidates[name].bases(row)
+                builders[name] = partial(factorize, input_basis=inputs, output_basis=outputs)
+        return rebuild(model, builders, inplace=inplace)
+
+
+def plan_directions(
+    layers: Mapping[str, nn.Module],
+    factors: Factors,
+    method: DirectionMethod,
+    goal: Target,
+    *,
+    kept: Mapping[str, str],
+    skipped: Mapping[str, str],
+    original: Measurement,
+    example: Tensor,
+    settings: Mapping[str, Any],
+) -> DirectionPlan:
+    """Scores every layer's directions and meets the target.
+
+    Args:
+        layers: The modules of `factors`, by name.
+        factors: Of kind "channel".
+        method: What scores them.
+        goal: The target.
+        kept: Why a layer stays as it is, by name.
+        skipped: Why a layer is not in the plan.
+        original: The model, measured on `example`.
+        example: An input ``(1, ...)``.
+        settings: As the plan has them; "scores", "allocation", "max_ratio" and "round_to" are read.
+
+    Raises:
+        ValueError: The target cannot be reached.
+    """
+    kept = dict(kept)
+    basis = factors.eigenbasis(corrected=settings["scores"] == "ekfac")
+    candidates: dict[str, Candidate] = {}
+    for name, spec in factors.specs.items():
+        if name in skipped:
+            continue
+        reason = obstacle(spec)
+        values = None if reason else method.scores(spec, layers[name], basis[name])
+        candidates[name] = Candidate(spec, original.positions[name], values, method.forms(spec))
+        if reason:
+            kept.setdefault(name, reason)
+    rows = {
+        name: candidate.row("dense", 0, 0, note=kept.get(name, "")) for name, candidate in candidates.items()
+    }
+    free = {name: candidate for name, candidate in candidates.items() if name not in kept}
+    allocate = _by_least_loss if settings["allocation"] == "least_loss" else _by_threshold
+    for name, row in allocate(free, goal, original, settings["max_ratio"], settings["round_to"]).items():
+        rows[name] = replace(row, note="no cut pays at this budget") if row.form == "dense" else row
+    return DirectionPlan(
+        candidates, rows, settings=settings, skipped=skipped, original=original, example=example
+    )
+
+
+def _ranks(candidate: Candidate, max_ratio: float, round_to: int) -> tuple[list[int], list[int]]:
+    """The input and output ranks that a layer may keep."""
+    inputs, outputs = candidate.spec.in_per_group, candidate.spec.out_per_group
+    return (
+        allowed_ranks(inputs, max_ratio=max_ratio, round_to=round_to),
+        allowed_ranks(outputs, max_ratio=max_ratio, round_to=round_to),
+    )
+
+
+def _by_threshold(
+    free: Mapping[str, Candidate], target: Target, original: Measurement, max_ratio: float, round_to: int
+) -> dict[str, LayerPlan]:
+    """The rows of the layers that may be cut: one threshold, then the cheapest form of each."""
+    by = "params" if target.measure == "params" else "flops"
+    sides: list[Side] = []
+    terms = []
+    for candidate in free.values():
+        assert candidate.scores is not None
+        scores = (candidate.scores.input_scores, candidate.scores.output_scores)
+        cost = operator.add if target.measure == "ratio" else partial(candidate.least_cost, by=by)
+        terms.append(Term((len(sides), len(sides) + 1), cost))
+        sides += map(Side, scores, _ranks(candidate, max_ratio, round_to))
+    units = sum(len(side.scores) for side in sides)
+    total = units if target.measure == "ratio" else getattr(original, by)
+    ranks = solve(sides, terms, target, total)
+    pairs = zip(ranks[::2], ranks[1::2], strict=True)
+    return {name: free[name].cheapest(*kept, by=by) for name, kept in zip(free, pairs, strict=True)}
+
+
+def _by_least_loss(
+    free: Mapping[str, Candidate], target: Target, original: Measurement, max_ratio: float, round_to: int
+) -> dict[str, LayerPlan]:
+    """The rows of the layers that may be cut: the ranks and forms of least predicted loss together."""
+    by = target.measure
+    total = getattr(original, by)
+    fixed = total - sum(getattr(candidate.cost("dense", 0, 0), by) for candidate in free.values())
+    offers = [
+        candidate.options(*_ranks(candidate, max_ratio, round_to), by=by) for candidate in free.values()
+    ]
+    allowance = allowed(target, total, fixed, least=sum(int(options.cost.min()) for options, _ in offers))
+    chosen = choose([options for options, _ in offers], allowance) if offers else []
+    return {
+        name: candidate.row(*option(at))
+        for (name, candidate), (_, option), at in zip(free.items(), offers, chosen, strict=True)
+    }
