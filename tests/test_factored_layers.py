@@ -146,6 +146,12 @@ class Blocks(nn.Module):
         self.alone = factored(core=nn.Conv2d(6, 6, 1))
         self.mixed = factored(input_rotation=nn.Linear(6, 6), core=nn.Conv2d(6, 6, 1))
         self.swapped = factored(core=nn.Conv2d(6, 6, 1), input_rotation=nn.Conv2d(6, 6, 1))
+        self.biased = factored(core=nn.Conv2d(6, 6, 1), output_rotation=nn.Conv2d(6, 6, 1))
+        self.wide = factored(core=nn.Conv2d(6, 6, 1, bias=False), output_rotation=nn.Conv2d(6, 6, 3))
+        self.strided = factored(input_rotation=nn.Conv2d(6, 6, 1, 2, bias=False), core=nn.Conv2d(6, 6, 1))
+        self.padded = factored(
+            input_rotation=nn.Conv2d(6, 6, 1, padding=1, bias=False), core=nn.Conv2d(6, 6, 1)
+        )
         self.head = linear()
 
 
@@ -161,6 +167,14 @@ NAMES = [
     "mixed.core",
     "swapped.core",
     "swapped.input_rotation",
+    "biased.core",
+    "biased.output_rotation",
+    "wide.core",
+    "wide.output_rotation",
+    "strided.input_rotation",
+    "strided.core",
+    "padded.input_rotation",
+    "padded.core",
     "head",
 ]
 
@@ -180,7 +194,7 @@ def test_it_is_one_layer_by_its_own_name_and_its_rotations_are_none():
     ("pattern", "expected"),
     [
         ("conv", ["conv"]),
-        ("*.core", ["nested.core", "around.core", "alone.core", "mixed.core", "swapped.core"]),
+        ("*.core", [name for name in NAMES if name.endswith(".core")]),
         (nn.Linear, ["mixed.input_rotation", "head"]),
         (["head", "ste*"], ["stem", "head"]),
         (nn.Sequential, []),
@@ -268,7 +282,7 @@ def test_a_whole_model_must_be_wrapped():
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first = factored(core=nn.Linear(6, 2), output_rotation=nn.Linear(2, 6))
+        self.first = factored(core=nn.Linear(6, 2, bias=False), output_rotation=nn.Linear(2, 6))
         self.head = linear()
 
     def forward(self, x: Tensor) -> Tensor:

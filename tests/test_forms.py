@@ -15,11 +15,13 @@ from eigendamage_ext.pruning.forms import (
     CHILDREN,
     FORMS,
     Cost,
+    Rotations,
     available,
     build,
     cost,
     factorize,
     obstacle,
+    parts,
     rotates_input,
     rotates_output,
 )
@@ -216,3 +218,127 @@ def test_the_forms_of_a_grouped_layer_never_mix_groups():
         rebuilt = factorize(layer, *bases(layer, form, rank, rank))
         assert torch.equal(rebuilt(x)[:, :3], rebuilt(changed)[:, :3])
         assert not torch.equal(rebuilt(x)[:, 3:], rebuilt(changed)[:, 3:])
+
+
+def columns(groups, width, rank):
+    """Random orthonormal columns ``(g, width, rank)``."""
+    return torch.linalg.qr(torch.randn(groups, width, width, dtype=torch.float64)).Q[:, :, :rank]
+
+
+def blocks(weight, groups):
+    """The weight of a part as ``(g, out/g, in/g, K)``."""
+    return weight.detach().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+
+
+@checked
+@given(layers_and_inputs, st.lists(st.sampled_from(FORMS[1:]), min_size=2, max_size=3), st.data())
+def test_rounds_of_cuts_equal_the_dense_layer_with_the_product_of_their_projections(case, rounds, data):
+    dense, x = case[0].double(), case[1].double()
+    spec = LayerSpec.of("layer", dense)
+    kept_inputs, kept_outputs = (
+        torch.eye(width, dtype=torch.float64).repeat(spec.groups, 1, 1)
+        for width in (spec.in_per_group, spec.out_per_group)
+    )
+    layer, rotated = dense, set()
+    for form in rounds:
+        core = LayerSpec.of("core", parts(layer)["core"])
+        ranks = [data.draw(st.integers(1, width)) for width in (core.in_per_group, core.out_per_group)]
+        inputs = columns(core.groups, core.in_per_group, ranks[0]) if rotates_input(form) else None
+        outputs = columns(core.groups, core.out_per_group, ranks[1]) if rotates_output(form) else None
+        # A complete basis changes nothing where there is a rotation.
+        if inputs is not None and not ("input_rotation" in rotated and ranks[0] == core.in_per_group):
+            kept_inputs = kept_inputs @ inputs
+        if outputs is not None and not ("output_rotation" in rotated and ranks[1] == core.out_per_group):
+            kept_outputs = kept_outputs @ outputs
+        layer = factorize(layer, inputs, outputs)
+        rotated |= set(CHILDREN[form])
+        assert set(parts(layer)) == rotated
+    projected = torch.einsum(
+        "gxa,goa,goik,gib,gyb->gxyk",
+        kept_outputs, kept_outputs, blocks(dense.weight, spec.groups), kept_inputs, kept_inputs,
+    )  # fmt: skip
+    with torch.no_grad():
+        dense.weight.copy_(projected.reshape(dense.weight.shape))
+    expected = dense(x)
+    assert not (layer(x) - expected).abs().max() > 1e-10 * max(1, expected.abs().max())
+
+
+@checked
+@given(layers_and_inputs, st.sampled_from(FORMS[1:]), st.sampled_from(FORMS[1:]), st.data())
+def test_after_training_a_factored_layer_is_projected_at_its_core(case, first, second, data):
+    dense, x = case[0].double(), case[1].double()
+    ranks = [data.draw(st.integers(1, width)) for width in (dense.weight.shape[1], dense.weight.shape[1])]
+    layer = factorize(dense, *bases(dense, first, *ranks))
+    for parameter in layer.parameters():
+        parameter.data += torch.randn_like(parameter)
+    core = LayerSpec.of("core", layer.core)
+    widths = core.in_per_group, core.out_per_group
+    kept = [columns(core.groups, width, data.draw(st.integers(1, width))) for width in widths]
+    inputs, outputs = kept[0] if rotates_input(second) else None, kept[1] if rotates_output(second) else None
+    cut = factorize(layer, inputs, outputs)
+
+    before = {name: child.weight.clone() for name, child in parts(layer).items()}
+    weight = blocks(layer.core.weight, core.groups)
+    if inputs is not None:
+        weight = torch.einsum("goik,gij->gojk", weight, inputs @ inputs.mT)
+    if outputs is not None:
+        weight = torch.einsum("goik,gxo->gxik", weight, outputs @ outputs.mT)
+    expected_bias = layer[-1].bias
+    assert expected_bias is None or torch.equal(cut[-1].bias, expected_bias)
+    layer.core.weight.data = weight.reshape(layer.core.weight.shape)
+    expected = layer(x)
+    assert not (cut(x) - expected).abs().max() > 1e-10 * max(1, expected.abs().max())
+    for name, basis in (("input_rotation", inputs), ("output_rotation", outputs)):
+        if name in before and (basis is None or basis.shape[-1] == basis.shape[-2]):
+            assert torch.equal(parts(cut)[name].weight, before[name])
+
+
+@checked
+@given(layers_and_inputs, st.sampled_from(FORMS[1:]), st.sampled_from(FORMS), st.data())
+def test_cost_of_a_second_cut_is_what_torch_counts(case, first, second, data):
+    layer, x = case
+    x = x[:1] if x.dim() == 4 and isinstance(layer, nn.Conv2d) else x
+    spec = LayerSpec.of("layer", layer)
+    ranks = [data.draw(st.integers(1, width)) for width in (spec.in_per_group, spec.out_per_group)]
+    positions = x.numel() // spec.in_channels, layer(x).numel() // spec.out_channels
+    layer = factorize(layer, *bases(layer, first, *ranks))
+    core = LayerSpec.of("core", layer.core)
+    widths = core.in_per_group, core.out_per_group
+    ranks = [data.draw(st.integers(1, width)) for width in widths]
+    inputs, outputs = (columns(core.groups, *side) for side in zip(widths, ranks, strict=True))
+    cut = factorize(
+        layer, inputs if rotates_input(second) else None, outputs if rotates_output(second) else None
+    )
+    assert cost(core, second, *ranks, *positions, Rotations.around(layer)) == Cost(
+        params=sum(p.numel() for p in cut.parameters()), flops=count(cut, x)
+    )
+
+
+def test_cost_of_a_rebuilt_layer_whose_core_is_depthwise():
+    layer = nn.Sequential()
+    layer.input_rotation = nn.Conv2d(6, 4, 1, bias=False)
+    layer.core = nn.Conv2d(4, 4, 3, stride=2, groups=4, bias=False)
+    layer.output_rotation = nn.Conv2d(4, 5, 1)
+    core, rotations = LayerSpec.of("core", layer.core), Rotations.around(layer)
+    assert rotations == Rotations(inputs=6, outputs=5, bias=5)
+    assert cost(core, "dense", 0, 0, 49, 9, rotations) == Cost(
+        params=6 * 4 + 4 * 9 + 4 * 5 + 5, flops=count(layer, torch.randn(1, 6, 7, 7))
+    )
+
+
+def test_flags_and_dtype_stay_with_the_parts_of_a_factored_layer():
+    layer = factorize(nn.Linear(6, 6).bfloat16(), *bases(nn.Linear(6, 6), "input", 4, 6)).eval()
+    layer.input_rotation.weight.requires_grad_(False)
+    layer.core.bias.requires_grad_(False)
+    inputs, outputs = columns(1, 4, 3), columns(1, 6, 2)
+    cut = factorize(layer, inputs, outputs)
+    assert {n: (p.requires_grad, p.dtype) for n, p in cut.named_parameters()} == {
+        "input_rotation.weight": (False, torch.bfloat16),
+        "core.weight": (True, torch.bfloat16),
+        "output_rotation.weight": (True, torch.bfloat16),
+        "output_rotation.bias": (False, torch.bfloat16),
+    }
+    assert not any(module.training for module in cut.modules())
+    assert torch.equal(cut.output_rotation.bias, layer.core.bias)
+    rotation = inputs[0].T @ layer.input_rotation.weight.double()
+    assert torch.equal(cut.input_rotation.weight, rotation.bfloat16())

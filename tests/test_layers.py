@@ -168,7 +168,7 @@ def test_a_bare_layer_must_be_wrapped():
 
 
 def test_is_factored_needs_a_core_and_a_rotation_and_nothing_else():
-    net = nn.Sequential(OrderedDict(core=nn.Conv2d(2, 2, 3)))
+    net = nn.Sequential(OrderedDict(core=nn.Conv2d(2, 2, 3, bias=False)))
     assert not is_factored(net) and not is_factored(nn.Sequential())
     net.add_module("output_rotation", nn.Conv2d(2, 4, 1))
     assert is_factored(net) and not is_factored(nn.ModuleDict(net.named_children()))

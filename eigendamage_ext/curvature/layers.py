@@ -207,13 +207,22 @@ def check_patterns(patterns: Patterns, names: Iterable[str], *, caller: str, arg
 
 
 def is_factored(module: nn.Module) -> bool:
-    """Whether a module is what pruning makes of a layer: a core and one rotation or two, in their order."""
-    if not isinstance(module, nn.Sequential):
+    """Whether a module is what pruning makes of a layer: a core and one rotation or two, in their order.
+
+    Rotations are pointwise, and only the last child has a bias.
+    """
+    if not isinstance(module, nn.Sequential) or tuple(module._modules) not in FACTORED_CHILDREN:
         return False
-    names, children = tuple(module._modules), module._modules.values()
-    return names in FACTORED_CHILDREN and any(
-        all(isinstance(child, kind) for child in children) for kind in (nn.Conv2d, nn.Linear)
+    children = module._modules.values()
+    if not any(all(isinstance(child, kind) for child in children) for kind in (nn.Conv2d, nn.Linear)):
+        return False
+    specs = [LayerSpec.of(name, child) for name, child in module.named_children()]
+    pointwise = all(
+        spec.kernel_size == spec.stride == (1, 1) and not any(spec.borders)
+        for spec in specs
+        if spec.name != "core"
     )
+    return pointwise and not any(spec.bias for spec in specs[:-1])
 
 
 def _has_weight_matrix(module: nn.Module) -> bool:

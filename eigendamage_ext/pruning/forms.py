@@ -9,15 +9,19 @@ A rebuilt layer is a plain ``nn.Sequential`` with nothing between its children:
 The last child carries the bias. A form says which rotations there are; the side without one keeps every
 direction and its rotation is merged into the core. A rotation is pointwise and has no bias, so it commutes
 with every padding mode. Ranks count directions of one group; g is 1 except for grouped convolutions.
+
+A layer that an earlier round rebuilt is cut at its core and never gets deeper. Its form says which sides this
+round rotates; a rotation that was there before takes the new one in, or stays as it is: Q_Aᵀ·B_Aᵀ, B_G·Q_G.
 """
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from eigendamage_ext.curvature.layers import LayerSpec
+from eigendamage_ext.curvature.layers import LayerSpec, is_factored
 
 FORMS = ("dense", "input", "output", "both")
 CHILDREN = {
@@ -32,6 +36,41 @@ class Cost(NamedTuple):
 
     params: int
     flops: int
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """The rotations that an earlier round put around a core.
+
+    Attributes:
+        inputs: Channels of one group that the input rotation reads; None: there is none.
+        outputs: Channels of one group that the output rotation makes; None: there is none.
+        bias: Entries of the output rotation's bias.
+    """
+
+    inputs: int | None = None
+    outputs: int | None = None
+    bias: int = 0
+
+    @classmethod
+    def around(cls, layer: nn.Module) -> "Rotations":
+        """Those of a rebuilt layer; a plain one has none."""
+        specs = {name: LayerSpec.of(name, child) for name, child in parts(layer).items()}
+        first, last = specs.get("input_rotation"), specs.get("output_rotation")
+        return cls(
+            inputs=first.in_per_group if first else None,
+            outputs=last.out_per_group if last else None,
+            bias=last.out_channels if last and last.bias else 0,
+        )
+
+
+UNROTATED = Rotations()
+
+
+def parts(layer: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The children of a rebuilt layer by name, first to last; a plain layer is its own core."""
+    children = dict(layer.named_children()) if is_factored(layer) else {"core": layer}
+    return {name: child for name, child in children.items() if isinstance(child, nn.Conv2d | nn.Linear)}
 
 
 def form_of(*, input_rotation: bool, output_rotation: bool) -> str:
@@ -71,26 +110,36 @@ def available(spec: LayerSpec) -> tuple[str, ...]:
 
 
 def cost(
-    spec: LayerSpec, form: str, input_rank: int, output_rank: int, input_positions: int, output_positions: int
+    spec: LayerSpec,
+    form: str,
+    input_rank: int,
+    output_rank: int,
+    input_positions: int,
+    output_positions: int,
+    rotations: Rotations = UNROTATED,
 ) -> Cost:
-    """What a layer costs in a form; the rank of a side without a rotation is not read.
+    """What a layer costs in a form; the rank of a side that the form does not rotate is not read.
 
     Args:
-        spec: The layer.
+        spec: The layer; of one that was rebuilt before, its core.
         form: One of `FORMS`.
         input_rank: Input directions kept in each group.
         output_rank: Output directions kept in each group.
-        input_positions: Pixels (of a Linear: rows) of one example at the input, where the input rotation
-            runs.
-        output_positions: The same at the output, where core and output rotation run.
+        input_positions: Pixels (of a Linear: rows) of one example at the core's input, where the input
+            rotation runs.
+        output_positions: The same at its output, where core and output rotation run.
+        rotations: Those that are there already.
     """
     inputs = input_rank if rotates_input(form) else spec.in_per_group
     outputs = output_rank if rotates_output(form) else spec.out_per_group
-    input_rotation = spec.groups * spec.in_per_group * inputs if rotates_input(form) else 0
+    read = rotations.inputs or (spec.in_per_group if rotates_input(form) else 0)
+    made = rotations.outputs or (spec.out_per_group if rotates_output(form) else 0)
+    input_rotation = spec.groups * read * inputs
     core = spec.groups * inputs * outputs * spec.kernel_positions
-    output_rotation = spec.groups * outputs * spec.out_per_group if rotates_output(form) else 0
+    output_rotation = spec.groups * outputs * made
+    bias = rotations.bias + (spec.out_channels if spec.bias else 0)
     return Cost(
-        params=input_rotation + core + output_rotation + (spec.out_channels if spec.bias else 0),
+        params=input_rotation + core + output_rotation + bias,
         flops=2 * (input_rotation * input_positions + (core + output_rotation) * output_positions),
     )
 
@@ -125,63 +174,76 @@ def build(layer: nn.Module, form: str, input_rank: int, output_rank: int) -> nn.
     """The modules of a form, weights uninitialised; device, dtype, memory format and flags are the layer's.
 
     Args:
-        layer: The Conv2d or Linear to be replaced; it is not changed.
-        form: "input", "output" or "both".
+        layer: The Conv2d or Linear to be replaced, or what it was rebuilt as before; it is not changed.
+        form: "input", "output" or "both": the rotations that there shall be, old ones included.
         input_rank: Input directions kept in each group; not read where the form merges this side.
         output_rank: Output directions kept in each group, likewise.
     """
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    spec = LayerSpec.of("", layer)
+    old = parts(layer)
+    core, first, last = old["core"], next(iter(old.values())), next(reversed(old.values()))
+    spec = LayerSpec.of("", core)
     inputs = spec.groups * (input_rank if rotates_input(form) else spec.in_per_group)
     outputs = spec.groups * (output_rank if rotates_output(form) else spec.out_per_group)
     widths = {
-        "input_rotation": (spec.in_channels, inputs),
+        "input_rotation": (LayerSpec.of("", first).in_channels, inputs),
         "core": (inputs, outputs),
-        "output_rotation": (outputs, spec.out_channels),
+        "output_rotation": (outputs, LayerSpec.of("", last).out_channels),
     }
     children: OrderedDict[str, nn.Module] = OrderedDict()
     for name in CHILDREN[form]:
-        child = _like(
-            layer, *widths[name], core=name == "core", bias=spec.bias and name == CHILDREN[form][-1]
-        )
-        child.weight.requires_grad_(layer.weight.requires_grad)
-        if child.bias is not None and layer.bias is not None:
-            child.bias.requires_grad_(layer.bias.requires_grad)
-        children[name] = child.to_empty(device=layer.weight.device)
+        bias = last.bias if name == CHILDREN[form][-1] else None
+        child = _like(core, *widths[name], core=name == "core", bias=bias is not None)
+        child.weight.requires_grad_(old.get(name, core).weight.requires_grad)
+        if child.bias is not None and bias is not None:
+            child.bias.requires_grad_(bias.requires_grad)
+        children[name] = child.to_empty(device=core.weight.device)
     sequential = nn.Sequential(children).train(layer.training)
-    if layer.weight.dim() == 4 and not layer.weight.is_contiguous():
+    if core.weight.dim() == 4 and not core.weight.is_contiguous():
         sequential = sequential.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return sequential
 
 
 def factorize(layer: nn.Module, input_basis: Tensor | None, output_basis: Tensor | None) -> nn.Sequential:
-    """The layer projected onto kept directions; a side of None keeps them all, merged into the core.
+    """The layer projected onto kept directions; a side of None keeps them all, without a rotation of its own.
 
-    Computed in float64 and rounded once to the layer's dtype. It equals a dense layer with the weight
-    P_G W P_A, P = B Bᵀ of a side with a basis; with complete bases it equals the layer.
+    Computed in float64 and rounded once to the layer's dtype. It equals the layer with the core's weight
+    P_G W P_A, P = B Bᵀ of a side with a basis; with complete bases it equals the layer. A complete basis of a
+    side that has its rotation already would only stir it: that rotation then stays as it is.
 
     Args:
-        layer: The Conv2d or Linear to be replaced; it is not changed.
-        input_basis: Orthonormal columns ``(g, c_in/g, r_A)``, float64.
-        output_basis: Orthonormal columns ``(g, c_out/g, r_G)``, float64.
+        layer: The Conv2d or Linear to be replaced, or what it was rebuilt as before; it is not changed.
+        input_basis: Orthonormal columns ``(g, c_in/g, r_A)``, float64, c_in that of the core.
+        output_basis: Orthonormal columns ``(g, c_out/g, r_G)``, float64, likewise.
     """
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    form = form_of(input_rotation=input_basis is not None, output_rotation=output_basis is not None)
-    input_rank = 0 if input_basis is None else input_basis.shape[-1]
-    output_rank = 0 if output_basis is None else output_basis.shape[-1]
-    weights = {"core": rotate(grouped_weight(layer), input_basis, output_basis)}
+    old = parts(layer)
+    weights = {name: grouped_weight(child) for name, child in old.items()}
+    if "input_rotation" in old and input_basis is not None and _complete(input_basis):
+        input_basis = None
+    if "output_rotation" in old and output_basis is not None and _complete(output_basis):
+        output_basis = None
+    weights["core"] = rotate(weights["core"], input_basis, output_basis)
     if input_basis is not None:
-        weights["input_rotation"] = input_basis.mT
+        before = weights.get("input_rotation")
+        weights["input_rotation"] = input_basis.mT if before is None else rotate(before, None, input_basis)
     if output_basis is not None:
-        weights["output_rotation"] = output_basis
+        before = weights.get("output_rotation")
+        weights["output_rotation"] = output_basis if before is None else rotate(before, output_basis, None)
+    form = form_of(input_rotation="input_rotation" in weights, output_rotation="output_rotation" in weights)
+    output_rank, input_rank = weights["core"].shape[1:3]
     sequential = build(layer, form, input_rank, output_rank)
+    bias = next(reversed(old.values())).bias
     with torch.no_grad():
         for name, child in sequential.named_children():
             assert isinstance(child, nn.Conv2d | nn.Linear)
             child.weight.copy_(weights[name].reshape(child.weight.shape))
-            if child.bias is not None and layer.bias is not None:
-                child.bias.copy_(layer.bias)
+            if child.bias is not None and bias is not None:
+                child.bias.copy_(bias)
     return sequential
+
+
+def _complete(basis: Tensor) -> bool:
+    """Whether it keeps every direction."""
+    return basis.shape[-1] == basis.shape[-2]
 
 
 def _like(
