@@ -90,6 +90,10 @@ def test_normalize():
     x = torch.tensor([[[[0.5, 1.0]], [[0.0, 0.25]]]], dtype=torch.float64)
     y = normalize(x, (0.5, 0.25), (0.25, 0.5))
     assert torch.equal(y, torch.tensor([[[[0.0, 2.0]], [[-0.5, 0.0]]]], dtype=torch.float64))
+    bytes_ = (y.float() * 100 + 100).to(torch.uint8)
+    assert torch.equal(
+        normalize(bytes_, (0.5, 0.25), (0.25, 0.5)), normalize(bytes_.float() / 255, (0.5, 0.25), (0.25, 0.5))
+    )
     with pytest.raises(ValueError, match=r"mean must have one number per channel \(2\), got 1"):
         normalize(x, (0.5,), (0.5,))
     with pytest.raises(ValueError, match="std must be positive"):
@@ -223,7 +227,7 @@ def test_load_jpegs_explains_what_is_wrong(tmp_path, smooth_images):
         ({"test_bytes": blob.astype(np.int32)}, "must be uint8 of shape"),
         ({"test_labels": np.zeros(9, np.uint8)}, r"integers of shape \(10,\)"),
         ({"test_bytes": scrambled}, "image 6 of 'test_bytes' in .* must be a JPEG"),
-        (other_size, r"one size, got \(8, 16\) for image 1 after \(16, 16\)"),
+        (other_size, r"one size, got \(8, 16\) for image 1 of .* after \(16, 16\); pass size="),
     ]:
         np.savez(path, **{k: v for k, v in (good | changed).items() if v is not None})
         with pytest.raises(ValueError, match=message):
