@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from eigendamage_ext.curvature.factors import Factors
-from eigendamage_ext.curvature.layers import LayerSpec
+from eigendamage_ext.curvature.layers import LayerSpec, layer_at
 from eigendamage_ext.pruning.allocation import Side, Target, Term, allowed, allowed_ranks, solve
 from eigendamage_ext.pruning.forms import (
     FORMS,
+    UNROTATED,
     Cost,
+    Rotations,
     cost,
     factorize,
     form_of,
@@ -35,8 +37,8 @@ class LayerPlan:
 
     Attributes:
         name: Its name in the model.
-        spec: The layer in numbers.
-        form: "dense" (left alone), "input", "output" or "both": which rotations it gets.
+        spec: The layer in numbers; of one that was rebuilt before, its core.
+        form: "dense" (left alone), "input", "output" or "both": which sides are rotated, and cut.
         input_rank: Input directions kept in each group; all of them where the form has no input rotation.
         output_rank: Output directions kept in each group, likewise.
         params: Parameters before and after.
@@ -61,20 +63,22 @@ class Candidate:
     """A layer and everything it could become.
 
     Attributes:
-        spec: The layer in numbers.
+        spec: The layer in numbers; of one that was rebuilt before, its core.
         positions: Pixels (of a Linear: rows) of one example at its input and at its output.
         scores: What its directions are worth; None for a layer that can only stay dense.
         forms: Those it can take, "dense" among them.
+        rotations: What an earlier round put around the core.
     """
 
     spec: LayerSpec
     positions: tuple[int, int]
     scores: LayerScores | None
     forms: Sequence[str]
+    rotations: Rotations = UNROTATED
 
     def cost(self, form: str, input_rank: int, output_rank: int) -> Cost:
         """What the layer costs in a form."""
-        return cost(self.spec, form, input_rank, output_rank, *self.positions)
+        return cost(self.spec, form, input_rank, output_rank, *self.positions, self.rotations)
 
     def least_cost(self, input_rank: int, output_rank: int, by: str) -> int:
         """The cheapest form's "params" or "flops" when each side keeps this rank, or all of it."""
@@ -243,6 +247,12 @@ class DirectionPlan(Plan[LayerPlan]):
     def _rebuild(self, model: nn.Module, inplace: bool) -> nn.Module:
         builders = {}
         for name, row in self.items():
+            wanted, found = self._candidates[name].rotations, Rotations.around(model.get_submodule(name))
+            if found != wanted:
+                raise ValueError(
+                    f"apply: layer {name!r} of model must be as in the plan, got {found} in place of "
+                    f"{wanted}; pass the model that was analysed, or one built alike"
+                )
             if row.form != "dense":
                 inputs, outputs = self._candidates[name].bases(row)
                 builders[name] = partial(factorize, input_basis=inputs, output_basis=outputs)
@@ -250,7 +260,7 @@ class DirectionPlan(Plan[LayerPlan]):
 
 
 def plan_directions(
-    layers: Mapping[str, nn.Module],
+    model: nn.Module,
     factors: Factors,
     method: DirectionMethod,
     goal: Target,
@@ -264,7 +274,7 @@ def plan_directions(
     """Scores every layer's directions and meets the target.
 
     Args:
-        layers: The modules of `factors`, by name.
+        model: The model; it is not changed.
         factors: Of kind "channel".
         method: What scores them.
         goal: The target.
@@ -284,8 +294,9 @@ def plan_directions(
         if name in skipped:
             continue
         reason = obstacle(spec)
-        values = None if reason else method.scores(spec, layers[name], basis[name])
-        candidates[name] = Candidate(spec, original.positions[name], values, method.forms(spec))
+        values = None if reason else method.scores(spec, layer_at(model, name), basis[name])
+        rotations = Rotations.around(model.get_submodule(name))
+        candidates[name] = Candidate(spec, original.positions[name], values, method.forms(spec), rotations)
         if reason:
             kept.setdefault(name, reason)
     rows = {

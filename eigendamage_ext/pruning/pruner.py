@@ -102,7 +102,7 @@ def plan(
     chosen = METHODS[method]
     assert isinstance(chosen, DirectionMethod)
     return plan_directions(
-        layers,
+        model,
         factors,
         chosen,
         goal,
