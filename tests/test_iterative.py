@@ -54,3 +54,18 @@ def test_a_plan_is_refused_by_a_model_with_other_rotations_around_the_same_core(
     ):
         plan.apply(rotated, inplace=True)
     assert all(torch.equal(value, state[name]) for name, value in rotated.state_dict().items())
+
+
+def test_a_file_loads_into_the_original_and_into_what_an_earlier_round_left(tmp_path):
+    net = resnet()
+    first = once(net, target={"flops": 0.7})
+    second = once(first.model, target={"flops": 0.6})
+    second.save(tmp_path / "second")
+    for into in (net, first.model):
+        loaded = ed.load(tmp_path / "second", into=into)
+        expected = second.model.state_dict()
+        assert loaded.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    first.save(tmp_path / "first")
+    with pytest.raises(ValueError, match="build `into` like the model that was pruned"):
+        ed.load(tmp_path / "first", into=second.model)
