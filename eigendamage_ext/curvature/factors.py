@@ -30,12 +30,16 @@ class LayerFactors:
         G: Second moment of its output gradients, ``(c_out, c_out)`` or ``(g, c_out/g, c_out/g)``.
         count: Number of examples seen.
         S: Second moments of the weight's gradient in the eigenbasis, once `Factors.second_moments` has run.
+        diagonal: The Fisher's diagonal, ``(c_out, D)``: one filter in each row, its bias last.
+        gradient: Gradient of the mean loss at the given labels, likewise.
     """
 
     A: Tensor
     G: Tensor
     count: int
     S: Tensor | None = None
+    diagonal: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)

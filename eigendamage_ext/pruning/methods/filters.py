@@ -1,7 +1,7 @@
 """Methods that cut output filters, and what they see of the layers whose filters go together.
 
 Filters coupled by the network (a residual sum, a depthwise convolution) are one *unit*: they stay or go
-together. A method scores the filters of a layer; a unit is worth the sum over its filters.
+together.
 """
 
 from abc import ABC, abstractmethod
@@ -65,26 +65,25 @@ class FilterGroup:
 
 
 class FilterMethod(ABC):
-    """A score over output filters, and perhaps an update of those that stay.
+    """A score over units of output filters, and perhaps an update of the filters that stay.
 
     Attributes:
         name: As given to `plan`.
         needs: What of `LayerFactors` it reads: "patch" (A, G of that kind), "diagonal", "gradient" or None.
-        predicts: Whether half a score is the loss increase that the method predicts for a cut.
+        predicts: Whether it predicts the loss increase of a cut.
     """
 
     name: ClassVar[str]
     needs: ClassVar[str | None] = None
-    predicts: ClassVar[bool] = True
+    predicts: ClassVar[bool] = False
 
     @abstractmethod
-    def filter_scores(self, layer: Filters, options: Options) -> Tensor:
-        """What each filter of a layer is worth, ``(c_out,)``: float64, on the CPU."""
-
     def unit_scores(self, group: FilterGroup, options: Options) -> Tensor:
-        """What each unit is worth, ``(units,)``: the sum over its filters in all layers."""
-        scores = [self.filter_scores(layer, options)[layer.units].sum(1) for layer in group.layers]
-        return torch.stack(scores).sum(0)
+        """What each unit is worth, ``(units,)``: float64, on the CPU.
+
+        Raises:
+            ValueError: Weights or statistics of a layer are not finite.
+        """
 
     def obstacle(self, group: FilterGroup) -> str | None:
         """Why this method cannot score a group, or None."""
@@ -104,11 +103,38 @@ class FilterMethod(ABC):
         return None
 
     def predicted_loss(self, layer: Filters, cut: Tensor, options: Options) -> float:
-        """Loss increase predicted for cutting filters of a layer: half the sum of their scores.
+        """Loss increase predicted for cutting filters of a layer; 0 by a method that does not predict.
 
         Args:
             layer: The layer.
             cut: Which of its filters go, ``(c_out,)`` bool.
             options: See `Options`.
         """
-        return 0.5 * float(self.filter_scores(layer, options)[cut].sum())
+        return 0.0
+
+
+class LayerwiseMethod(FilterMethod):
+    """A method that scores the filters of a layer; a unit is worth the sum over its filters in all layers."""
+
+    predicts = True
+
+    @abstractmethod
+    def filter_scores(self, layer: Filters, options: Options) -> Tensor:
+        """What each filter of a layer is worth, ``(c_out,)``: float64, on the CPU."""
+
+    def unit_scores(self, group: FilterGroup, options: Options) -> Tensor:
+        """The sum over the filters of each unit, ``(units,)``."""
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
+        for layer in group.layers:
+            scores = self.filter_scores(layer, options)
+            if not scores.isfinite().all():
+                raise ValueError(
+                    f"plan: weight and factors of {layer.spec.name!r} must be finite, got NaN or infinity; "
+                    "mend the weight and estimate again"
+                )
+            total = total + scores[layer.units].sum(1)
+        return total
+
+    def predicted_loss(self, layer: Filters, cut: Tensor, options: Options) -> float:
+        """Half the sum of the scores of what is cut, if half a score is a loss."""
+        return 0.5 * float(self.filter_scores(layer, options)[cut].sum()) if self.predicts else 0.0

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from eigendamage_ext.pruning.methods.filters import FilterMethod, Filters, Options
+from eigendamage_ext.pruning.methods.filters import Filters, LayerwiseMethod, Options
 
 
-class L1(FilterMethod):
+class L1(LayerwiseMethod):
     """The score of a filter is ‖w_i‖₁, its bias left out."""
 
     name = "l1"
