@@ -5,7 +5,8 @@ __version__ = "0.1.0"
 from eigendamage_ext import ops
 from eigendamage_ext._files import ArtifactError
 from eigendamage_ext.artifact import load, save
-from eigendamage_ext.curvature.factors import Factors, estimate_factors
+from eigendamage_ext.curvature.estimate import estimate_factors
+from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.pruning.plan import Plan, PruneResult
 from eigendamage_ext.pruning.pruner import plan, prune
 from eigendamage_ext.training import evaluate, finetune, mean_loss, recalibrate_bn, train

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from . import __version__, _devices, ops
 from ._meter import Counted, Meter
-from .curvature.factors import Factors, estimate_factors
+from .curvature.estimate import estimate_factors
+from .curvature.factors import Factors
 from .data import Split, TensorLoader, digits
 from .models.resnet import ResNet
 from .pruning.direction_plan import DirectionPlan, LayerPlan

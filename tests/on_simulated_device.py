@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -89,6 +90,13 @@ def test_second_moments_plan_and_surgery_stay_on_the_device(kind):
     if kind == "patch":
         return
     with Simulation():
+        diagonal = factors.diagonal(model, BATCHES, progress=False)
+        gradient = factors.gradients(model, BATCHES, progress=False)
+    host.diagonal(network(), BATCHES, progress=False)
+    host.gradients(network(), BATCHES, progress=False)
+    for name, layer in host.items():
+        assert same(diagonal[name], layer.diagonal) and same(gradient[name], layer.gradient)
+    with Simulation():
         plan = ed.plan(model, factors, target={"flops": 0.5}, scores="ekfac", allocation="least_loss")
         pruned = plan.apply(model).model
         logits, simulated = pruned(send(X)).detach(), pruned.state_dict()
@@ -103,17 +111,20 @@ def test_second_moments_plan_and_surgery_stay_on_the_device(kind):
 def test_offloaded_sums_are_kept_by_the_cpu():
     model = network()
     expected = ed.estimate_factors(model, BATCHES, progress=False)
-    expected.second_moments(model, BATCHES, progress=False)
+    second_passes = ("second_moments", "diagonal", "gradients")
+    for name in second_passes:
+        getattr(expected, name)(model, BATCHES, progress=False)
     with Simulation():
         model = move(model)
         found = ed.estimate_factors(model, BATCHES, offload=True, progress=False)
-        found.second_moments(model, BATCHES, offload=True, progress=False)
+        for name in second_passes:
+            getattr(found, name)(model, BATCHES, offload=True, progress=False)
         pruned = ed.plan(model, found, target={"flops": 0.5}, scores="ekfac").apply(model).model
     for name, layer in found.items():
-        for side in "AGS":
-            tensor = getattr(layer, side)
+        for field in ("A", "G", "S", "diagonal", "gradient"):
+            tensor = getattr(layer, field)
             assert type(tensor) is Tensor and tensor.dtype == torch.float32
-            torch.testing.assert_close(tensor, getattr(expected[name], side))
+            torch.testing.assert_close(tensor, getattr(expected[name], field))
     assert all(p.device == DEVICE for p in pruned.parameters())
 
 
@@ -138,9 +149,12 @@ def test_a_batch_waits_for_the_device_once(fisher, expected):
         factors.eigenbasis()
     settings = {"fisher": fisher, "progress": False}
     assert per_batch(lambda data: ed.estimate_factors(model, data, **settings)) == {"fetched": expected}
-    assert per_batch(lambda data: factors.second_moments(model, data, progress=False)) == {
-        "fetched": expected
-    }
+    for second_pass, labels in (
+        (factors.second_moments, expected),
+        (factors.diagonal, expected),
+        (factors.gradients, 2),
+    ):
+        assert per_batch(partial(second_pass, model, progress=False)) == {"fetched": labels}
     on_device = [(send(x), send(y)) for x, y in BATCHES]
     with Simulation() as simulation:
         ed.estimate_factors(model, on_device, **settings)

@@ -23,8 +23,11 @@ def whole_method(settings: dict[str, str]) -> list[torch.Tensor]:
     )
     factors = ed.estimate_factors(model, BATCHES, **settings, progress=False)
     factors.second_moments(model, BATCHES, progress=False)
+    factors.diagonal(model, BATCHES, progress=False)
+    factors.gradients(model, BATCHES, progress=False)
     if settings.get("kind") == "patch":
-        return [factor for layer in factors.values() for factor in (layer.A, layer.G, layer.S)]
+        fields = ("A", "G", "S", "diagonal", "gradient")
+        return [getattr(layer, field) for layer in factors.values() for field in fields]
     pruned = []
     for allocation in ("threshold", "least_loss"):
         plan = ed.plan(model, factors, target={"flops": 0.5}, scores="ekfac", allocation=allocation)

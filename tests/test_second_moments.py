@@ -230,7 +230,7 @@ def test_a_file_without_all_of_them_is_an_artifact_error(tmp_path, missing, dama
     else:
         tensors[missing] = tensors[missing].flatten()[1:]
     write_tensors(tmp_path / "factors", tensors, manifest, format="eigendamage-factors")
-    with pytest.raises(ArtifactError, match=r"'0'|'3'|'8'|must describe all its factors"):
+    with pytest.raises(ArtifactError, match=rf"'{missing}'"):
         Factors.load(tmp_path / "factors")
 
 

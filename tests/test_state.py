@@ -9,7 +9,7 @@ from nets import convnet, images, labels
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from eigendamage_ext.curvature import ekfac, estimate_factors, moments
+from eigendamage_ext.curvature import diagonal, ekfac, estimate_factors, gradient, moments
 
 HOOKS = [
     name
@@ -32,11 +32,19 @@ def busy_model() -> nn.Sequential:
     return model
 
 
-def second_moments(model: nn.Module, loader, *, fisher: str, progress: bool) -> None:
-    """Both passes."""
+SECOND_PASSES = {  # with the function that each calls for every layer and gradient
+    "second_moments": (ekfac, "add_squares"),
+    "diagonal": (diagonal, "add_squares"),
+    "gradients": (gradient, "add_gradient"),
+}
+
+
+def second_passes(model: nn.Module, loader, *, fisher: str, progress: bool) -> None:
+    """The first pass on other data and all second ones."""
     data = [(torch.linspace(-1, 1, 378, dtype=torch.float64).reshape(3, 3, 6, 7), torch.arange(3))]
     factors = estimate_factors(model, data, fisher=fisher, progress=progress)
-    factors.second_moments(model, loader, progress=progress)
+    for name in SECOND_PASSES:
+        getattr(factors, name)(model, loader, progress=progress)
 
 
 class Snapshot:
@@ -65,8 +73,8 @@ class Snapshot:
         now = dict([*self.model.named_parameters(), *self.model.named_buffers()])
         for name, tensor, value in self.tensors:
             assert now[name] is tensor and torch.equal(tensor, value), name
-        for parameter, gradient, value in self.gradients:
-            assert parameter.grad is gradient and (gradient is None or torch.equal(gradient, value))
+        for parameter, grad, value in self.gradients:
+            assert parameter.grad is grad and (grad is None or torch.equal(grad, value))
         assert [p.requires_grad for p in self.model.parameters()] == self.flags
         assert [module.training for module in self.model.modules()] == self.modes
         assert self.all_hooks() == self.hooks
@@ -78,7 +86,7 @@ class Snapshot:
         ) == self.grad_mode
 
 
-@pytest.mark.parametrize("run", [estimate_factors, second_moments])
+@pytest.mark.parametrize("run", [estimate_factors, second_passes])
 @pytest.mark.parametrize("fisher", ["mc", "exact", "empirical"])
 def test_a_pass_leaves_no_trace(fisher, run):
     model = busy_model()
@@ -157,19 +165,22 @@ def test_a_pass_that_breaks_off_leaves_no_trace(where, error, monkeypatch):
     "error", [RuntimeError("stop"), KeyboardInterrupt("stop")], ids=["error", "interrupt"]
 )
 @pytest.mark.parametrize("where", ["loader", "forward", "backward", "gradient"])
-def test_a_second_pass_that_breaks_off_leaves_no_trace_and_no_moments(where, error, monkeypatch):
+@pytest.mark.parametrize("second_pass", SECOND_PASSES)
+def test_a_second_pass_that_breaks_off_leaves_no_trace_and_no_result(second_pass, where, error, monkeypatch):
     model = busy_model()
     model.insert(5, FailIn(where, error) if where in ("forward", "backward") else nn.Identity())
     factors = estimate_factors(model, [images(3)], progress=False)
+    layers, settings = dict(factors.layers), factors.settings
     if where == "gradient":  # in the second batch
-        calls, original = itertools.count(1), ekfac.add_squares
+        module, name = SECOND_PASSES[second_pass]
+        calls, original = itertools.count(1), getattr(module, name)
 
         def break_off(*args, **keywords):
             if next(calls) == 6:
                 raise error
             original(*args, **keywords)
 
-        monkeypatch.setattr(ekfac, "add_squares", break_off)
+        monkeypatch.setattr(module, name, break_off)
 
     def loader():
         for index in range(3):
@@ -180,9 +191,9 @@ def test_a_second_pass_that_breaks_off_leaves_no_trace_and_no_moments(where, err
 
     before = Snapshot(model)
     with pytest.raises(type(error), match="stop"):
-        factors.second_moments(model, loader(), progress=False)
+        getattr(factors, second_pass)(model, loader(), progress=False)
     before.check()
-    assert all(layer.S is None for layer in factors.values()) and not factors.settings.moments_count
+    assert factors.layers == layers and factors.settings == settings
 
 
 def test_statistics_and_dropout_are_those_of_eval_mode():

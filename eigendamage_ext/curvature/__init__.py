@@ -1,7 +1,8 @@
 """Kronecker-factored curvature: which layers, which Fisher, the factors and their eigenbasis."""
 
 from eigendamage_ext.curvature.eigenbasis import Eigen, Eigenbasis, LayerEigenbasis
-from eigendamage_ext.curvature.factors import Factors, FactorSettings, LayerFactors, estimate_factors
+from eigendamage_ext.curvature.estimate import estimate_factors
+from eigendamage_ext.curvature.factors import Factors, FactorSettings, LayerFactors
 from eigendamage_ext.curvature.layers import LayerSpec
 
 __all__ = [

@@ -10,18 +10,17 @@ Either way it is a few examples at a time.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eigendamage_ext import ops
-from eigendamage_ext.curvature.batches import Batch
-from eigendamage_ext.curvature.collector import Collector
 from eigendamage_ext.curvature.eigenbasis import LayerEigenbasis
 from eigendamage_ext.curvature.layers import LayerSpec
-from eigendamage_ext.curvature.moments import factor_shapes, pad, sum_on, windows, zeros
+from eigendamage_ext.curvature.moments import pad, weight_rows_shape, windows
+from eigendamage_ext.curvature.second_pass import WeightGradients
 
 ROTATED = 2**22  # numbers that are rotated at a time
 
@@ -29,21 +28,14 @@ ROTATED = 2**22  # numbers that are rotated at a time
 def second_moment_shape(spec: LayerSpec, kind: str) -> tuple[int, ...]:
     """The weight's shape, ``(c_out, c_in/g, kh, kw)`` or ``(c_out, c_in)``; for "patch" ``(c_out, D)``."""
     if kind == "patch":
-        return spec.out_channels, factor_shapes(spec, kind)[0][-1]
+        return weight_rows_shape(spec)
     return (spec.out_channels, spec.in_per_group, *(spec.kernel_size if spec.kind == "Conv2d" else ()))
 
 
-class _Kept(NamedTuple):
-    """A layer's input ``(N, …)`` between forward and backward pass, and its version counter back then."""
-
-    x: Tensor
-    version: int
-
-
-class SecondMoments(Collector):
+class SecondMoments(WeightGradients):
     """Sums S times the number of examples."""
 
-    gradient = "gradient"
+    caller = "second_moments"
 
     def __init__(
         self,
@@ -54,49 +46,20 @@ class SecondMoments(Collector):
         autocast: torch.dtype | None,
         offload: bool,
     ) -> None:
-        super().__init__(layers, caller="second_moments", autocast=autocast)
         self._kind = kind
-        shapes = {name: second_moment_shape(spec, kind) for name, spec in self.specs.items()}
-        self._S = {name: zeros(module, shapes[name], offload) for name, module in layers.items()}
+        super().__init__(layers, autocast=autocast, offload=offload)
         self._Q = {
-            name: (basis[name].A.vectors.to(S), basis[name].G.vectors.to(S)) for name, S in self._S.items()
+            name: (basis[name].A.vectors.to(S), basis[name].G.vectors.to(S)) for name, S in self.sums.items()
         }
-        self._kept: dict[str, _Kept] = {}
 
-    def moments(self, examples: int) -> dict[str, Tensor]:
-        """S of every layer; to be called once, at the end."""
-        return {name: S.div_(examples) for name, S in self._S.items()}
+    def shape(self, spec: LayerSpec) -> tuple[int, ...]:
+        """The weight's shape, or for "patch" ``(c_out, D)``."""
+        return second_moment_shape(spec, self._kind)
 
-    def add_input(self, name: str, x: Tensor, output: Tensor, batch: Batch) -> None:
-        """Keeps the input until its gradients are there."""
-        if len(x) != len(batch):
-            self.dropped[name] = (
-                f"its input starts with {len(x)} rows where the batch has {len(batch)} examples, so that no "
-                "example's gradient can be told from another's"
-            )
-            return
-        x = x.clone() if x.is_inference() else x
-        self._kept[name] = _Kept(x, x._version)
-
-    def add_gradient(self, name: str, gradient: Tensor, *, last: bool) -> None:
-        """Adds the squares of every example's rotated gradient; after the last one the input is let go."""
-        x, version = self._kept.pop(name) if last else self._kept[name]
-        if x._version != version:
-            raise ValueError(
-                f"second_moments: the input of layer {name!r} must stay as it is until its gradient arrives, "
-                "got one that was changed in place; write x = x + y for x += y, set inplace=False"
-            )
-        Q_A, Q_G = (Q.to(gradient.device) for Q in self._Q[name])
-        with sum_on(gradient.device, self._S[name]) as S:
-            add_squares(self.specs[name], x, gradient, S, Q_A, Q_G, kind=self._kind)
-
-    def end_batch(self) -> None:
-        """Lets all inputs go."""
-        self._kept.clear()
-
-    def squares(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """S alone."""
-        return {}, {name: S for name, S in self._S.items() if name not in self.dropped}
+    def add(self, name: str, x: Tensor, g: Tensor, out: Tensor) -> None:
+        """Adds the squares of every example's rotated gradient."""
+        Q_A, Q_G = (Q.to(g.device) for Q in self._Q[name])
+        add_squares(self.specs[name], x, g, out, Q_A, Q_G, kind=self._kind)
 
 
 def add_squares(

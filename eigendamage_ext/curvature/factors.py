@@ -1,24 +1,26 @@
-"""Kronecker factors of a model's layers: estimating, keeping and storing them."""
+"""Kronecker factors of a model's layers, and what else is measured of them: keeping and storing it."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eigendamage_ext._files import ArtifactError, read_tensors, write_tensors
-from eigendamage_ext.curvature.checks import check_autocast, check_integer, check_word
+from eigendamage_ext.curvature.diagonal import Diagonal
 from eigendamage_ext.curvature.eigenbasis import Eigen, Eigenbasis, LayerEigenbasis
 from eigendamage_ext.curvature.ekfac import SecondMoments, second_moment_shape
-from eigendamage_ext.curvature.factor_sums import FactorSums
-from eigendamage_ext.curvature.fisher import FISHERS, LOSSES, Fisher
-from eigendamage_ext.curvature.layers import LayerSpec, Patterns, check_layer, select
-from eigendamage_ext.curvature.moments import KINDS, WEIGHT_SHARINGS, factor_shapes
-from eigendamage_ext.curvature.state import check_model, preserved
+from eigendamage_ext.curvature.fisher import Fisher
+from eigendamage_ext.curvature.gradient import Gradients
+from eigendamage_ext.curvature.layers import LayerSpec
+from eigendamage_ext.curvature.moments import factor_shapes, weight_rows_shape
+from eigendamage_ext.curvature.second_pass import WeightGradients, second_pass
 
 FORMAT = "eigendamage-factors"
+COUNTS = {"S": "moments_count", "diagonal": "diagonal_count", "gradient": "gradient_count"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class LayerFactors:
         G: Second moment of its output gradients, ``(c_out, c_out)`` or ``(g, c_out/g, c_out/g)``.
         count: Number of examples seen.
         S: Second moments of the weight's gradient in the eigenbasis, once `Factors.second_moments` has run.
-        diagonal: The Fisher's diagonal, ``(c_out, D)``: one filter in each row, its bias last.
-        gradient: Gradient of the mean loss at the given labels, likewise.
+        diagonal: The Fisher's diagonal, ``(c_out, D)`` with D = c_in/g·K: one filter of the weight in each
+            row, with its bias as last entry where the layer has one; once `Factors.diagonal` has run.
+        gradient: The gradient of the mean loss, likewise, once `Factors.gradients` has run.
     """
 
     A: Tensor
@@ -53,6 +56,8 @@ class FactorSettings:
         example_dtype: Its dtype, such as "float32".
         moments_count: Number of examples that `Factors.second_moments` saw; 0 before it has run.
         autocast: As given to `estimate_factors`, such as "bfloat16", or None.
+        diagonal_count: As `moments_count`, of `Factors.diagonal`.
+        gradient_count: As `moments_count`, of `Factors.gradients`.
     """
 
     loss: str
@@ -66,6 +71,8 @@ class FactorSettings:
     example_dtype: str
     moments_count: int = 0
     autocast: str | None = None
+    diagonal_count: int = 0
+    gradient_count: int = 0
 
 
 class Factors(Mapping[str, LayerFactors]):
@@ -161,43 +168,127 @@ class Factors(Mapping[str, LayerFactors]):
         Raises:
             TypeError, ValueError: Naming the argument, layer or batch, and the remedy.
         """
-        caller, settings = "second_moments", self.settings
-        if max_examples is not None:
-            max_examples = check_integer(caller, "max_examples", max_examples, least=1)
-        check_model(model, caller=caller)
-        covered = {
-            name: check_layer(model, spec, caller=caller, origin="the factors")
-            for name, spec in self.specs.items()
-        }
-        basis = self.eigenbasis()
-        fisher = Fisher(settings.loss, settings.fisher, settings.samples, settings.seed, caller)
-        with preserved(model):
-            collector = SecondMoments(
-                covered,
-                basis,
-                kind=settings.kind,
-                autocast=getattr(torch, settings.autocast) if settings.autocast else None,
-                offload=offload,
-            )
-            seen = collector.run(
-                model,
-                loader,
-                fisher,
-                max_examples=max_examples,
-                description="EKFAC second moments",
-                progress=progress,
-            )
-            moments = collector.moments(seen.count)
-        if collector.dropped:
-            reasons = "; ".join(f"{name!r}: {reason}" for name, reason in collector.dropped.items())
-            raise ValueError(
-                f"{caller}: every layer of the factors must have a gradient for each example, got {reasons}; "
-                "leave these out with estimate_factors(layers=…)"
-            )
-        moments = {name: S.to(self[name].A.device) for name, S in moments.items()}
-        self.layers = {name: replace(layer, S=moments[name]) for name, layer in self.items()}
-        self.settings = replace(settings, moments_count=seen.count)
-        return moments
+
+        def collector(layers: Mapping[str, nn.Module], **settings: Any) -> SecondMoments:
+            return SecondMoments(layers, self.eigenbasis(), kind=self.settings.kind, **settings)
+
+        return self._measure(
+            "S",
+            partial(collector, offload=offload),
+            model,
+            loader,
+            self._fisher("second_moments"),
+            max_examples=max_examples,
+            description="EKFAC second moments",
+            progress=progress,
+        )
+
+    def diagonal(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        max_examples: int | None = None,
+        offload: bool = False,
+        progress: bool = True,
+    ) -> dict[str, Tensor]:
+        """Measures the Fisher's diagonal in the weights' own coordinates, in a second pass over a loader.
+
+        With the loss, Fisher, samples, seed and autocast of these factors, and no gradient of any example,
+
+            1/N Σ_n Σ_v (∇W_nv)²
+
+        It stays with the factors, as ``factors[name].diagonal``, and is saved with them. A layer's input is
+        kept until its gradient arrives. Everything else is as in `second_moments`.
+
+        Args:
+            model: The model the factors were estimated on.
+            loader: The same data, or other data: ``(input, target)``, or inputs alone.
+            max_examples: Stop after exactly that many, within a batch if need be.
+            offload: Keep sums in the CPU's memory, as in `estimate_factors`.
+            progress: Show a progress bar.
+
+        Returns:
+            The diagonal by layer name, ``(c_out, D)``; the last column is that of a bias.
+
+        Raises:
+            TypeError, ValueError: Naming the argument, layer or batch, and the remedy.
+        """
+        return self._measure(
+            "diagonal",
+            partial(Diagonal, offload=offload),
+            model,
+            loader,
+            self._fisher("diagonal"),
+            max_examples=max_examples,
+            description="Fisher diagonal",
+            progress=progress,
+        )
+
+    def gradients(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        max_examples: int | None = None,
+        offload: bool = False,
+        progress: bool = True,
+    ) -> dict[str, Tensor]:
+        """Measures the gradient of the mean loss at the given labels, in a second pass over a loader.
+
+            1/N Σ_n ∇ℓ_n
+
+        with the loss and autocast of these factors, in eval mode; no ``.grad`` is read or written. It stays
+        with the factors, as ``factors[name].gradient``, and is saved with them. Everything else is as in
+        `diagonal`.
+
+        Args:
+            model: The model the factors were estimated on.
+            loader: The same data, or other data: ``(input, target)``.
+            max_examples: Stop after exactly that many, within a batch if need be.
+            offload: Keep sums in the CPU's memory, as in `estimate_factors`.
+            progress: Show a progress bar.
+
+        Returns:
+            The gradient by layer name, ``(c_out, D)``; the last column is that of a bias.
+
+        Raises:
+            TypeError, ValueError: Naming the argument, layer or batch, and the remedy.
+        """
+        return self._measure(
+            "gradient",
+            partial(Gradients, offload=offload),
+            model,
+            loader,
+            Fisher(self.settings.loss, "empirical", caller="gradients"),
+            max_examples=max_examples,
+            description="Gradients",
+            progress=progress,
+        )
+
+    def _fisher(self, caller: str) -> Fisher:
+        """The Fisher of these factors."""
+        settings = self.settings
+        return Fisher(settings.loss, settings.fisher, settings.samples, settings.seed, caller)
+
+    def _measure(
+        self,
+        field: str,
+        collector: Callable[..., WeightGradients],
+        model: nn.Module,
+        loader: Iterable[Any],
+        fisher: Fisher,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """Runs a second pass and keeps what it found in a field of every layer's factors."""
+        autocast = getattr(torch, self.settings.autocast) if self.settings.autocast else None
+        collector = partial(collector, autocast=autocast)
+        means, count = second_pass(model, loader, self.specs, fisher, collector, **options)
+        found: dict[str, Any] = {name: mean.to(self[name].A.device) for name, mean in means.items()}
+        self.layers = {name: replace(layer, **{field: found[name]}) for name, layer in self.items()}
+        counted: dict[str, Any] = {COUNTS[field]: count}
+        self.settings = replace(self.settings, **counted)
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file, atomically.
@@ -206,12 +297,12 @@ class Factors(Mapping[str, LayerFactors]):
         find another basis, and S is true in one alone.
         """
         tensors = {
-            f"{name}.{side}": getattr(layer, side) for name, layer in self.items() for side in ("A", "G")
+            f"{name}.{field}": getattr(layer, field)
+            for name, layer in self.items()
+            for field in ("A", "G", *_measured(self.settings))
         }
         if self.settings.moments_count:
-            for name, layer in self.eigenbasis(corrected=True).items():
-                assert layer.S is not None
-                tensors[f"{name}.S"] = layer.S
+            for name, layer in self.eigenbasis().items():
                 for side, eigen in (("A", layer.A), ("G", layer.G)):
                     tensors[f"{name}.{side}.values"] = eigen.values
                     tensors[f"{name}.{side}.vectors"] = eigen.vectors
@@ -236,152 +327,50 @@ class Factors(Mapping[str, LayerFactors]):
                 spec.name: spec for spec in (LayerSpec(**_tuples(numbers)) for numbers in manifest["layers"])
             }
             skipped = dict(manifest["skipped"])
-            with_moments = settings.moments_count > 0
             layers = {
                 name: LayerFactors(
                     tensors[f"{name}.A"],
                     tensors[f"{name}.G"],
                     settings.count,
-                    tensors[f"{name}.S"] if with_moments else None,
+                    **{field: tensors[f"{name}.{field}"] for field in _measured(settings)},
                 )
                 for name in specs
             }
-            basis = _basis(specs, tensors) if with_moments else None
+            basis = _basis(specs, tensors) if settings.moments_count else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 f"load: {str(path)!r} must describe all its factors, got an incomplete manifest ({error!r}); "
                 "save it again"
             ) from error
-        for name, layer in layers.items():
-            A, G = factor_shapes(specs[name], settings.kind)
-            found, right = [layer.A, layer.G], [A, G]
-            if basis is not None and layer.S is not None:
-                eigen = basis[name].A, basis[name].G
-                found += [layer.S, *(e.values for e in eigen), *(e.vectors for e in eigen)]
-                right += [second_moment_shape(specs[name], settings.kind), A[:-1], G[:-1], A, G]
-            shapes = [tuple(tensor.shape) for tensor in found]
-            if shapes != right:
+        shapes = {
+            f"{name}.{field}": shape
+            for name, spec in specs.items()
+            for field, shape in _shapes(spec, settings).items()
+        }
+        for key, tensor in tensors.items():
+            if shapes.get(key) != tuple(tensor.shape):
                 raise ArtifactError(
-                    f"load: {str(path)!r} must hold factors that fit layer {name!r}, got shapes "
-                    f"{', '.join(map(str, shapes))}; save it again"
+                    f"load: {str(path)!r} must hold the factors that it describes, got {key!r} of shape "
+                    f"{tuple(tensor.shape)} for {shapes.get(key, 'nothing')}; save it again"
                 )
         return cls(layers, specs, skipped, settings, basis)
 
 
-def estimate_factors(
-    model: nn.Module,
-    loader: Iterable[Any],
-    *,
-    loss: str = "cross_entropy",
-    fisher: str = "mc",
-    samples: int = 1,
-    kind: str = "channel",
-    weight_sharing: str = "expand",
-    layers: Patterns | None = None,
-    max_examples: int | None = None,
-    seed: int = 0,
-    autocast: torch.dtype | None = None,
-    offload: bool = False,
-    progress: bool = True,
-) -> Factors:
-    """Estimates the Kronecker factors of every Conv2d and Linear of a model in one pass over a loader.
-
-    With a_nt the input patch of example n at output position t, a_ntk its pixel at kernel offset k, and g_nt
-    the gradient of that example's own loss at the layer's output,
-
-        patch    A = 1/(N·T)   Σ_n Σ_t     a_nt a_ntᵀ        Grosse & Martens 2016
-        channel  A = 1/(N·T·K) Σ_n Σ_t Σ_k a_ntk a_ntkᵀ      Wang et al. 2019
-                 G = 1/N       Σ_n Σ_t     g_nt g_ntᵀ        summed over the vectors of the Fisher
-
-    The model runs in eval mode and is left as it was: weights, gradients, requires_grad, buffers, modes,
-    hooks and the random state, whatever happens.
-
-    Args:
-        model: Returns logits ``(N, C)`` for an input ``(N, …)``; "mse" and "bce_with_logits" allow ``(N,)``.
-        loader: Yields ``(input, target)`` or inputs alone; batches move to the model's device.
-        loss: "cross_entropy", "mse" (Σ(z − y)², no ½) or "bce_with_logits", summed over an example's outputs.
-        fisher: "mc", gradients at labels drawn from the model; "exact", the expectation over such labels, one
-            backward pass for each output; or "empirical", gradients at the given labels.
-        samples: Number of draws for "mc". A draw depends on the seed, the example's number and its own alone.
-        kind: "channel" (c_in × c_in, offsets of a kernel share it) or "patch" (c_in·K, and 1 for a bias).
-        weight_sharing: "expand", each position a row of its own; or "reduce", the mean input and the summed
-            gradient of an example (Eschenhagen et al. 2023); each layer's input must then start with N.
-        layers: Only these: exact names, globs or module types, one or several.
-        max_examples: Stop after exactly that many, within a batch if need be.
-        seed: Seed of the draws.
-        autocast: Run the model forward and back under `torch.autocast` with this dtype, torch.bfloat16 or
-            torch.float16; None in the dtype it has, whatever autocast surrounds the call. Sums are float32
-            all the same. Gradients are those of single examples, so float16 needs no loss scaling.
-        offload: Keep the sums in the CPU's memory: a device then holds no more than one layer's term at a
-            time, and waits while each goes over in every batch.
-        progress: Show a progress bar.
-
-    Returns:
-        The factors, on the device of each layer or, with `offload`, on the CPU; in the layer's dtype (halves:
-        float32).
-
-    Raises:
-        TypeError, ValueError: Naming the argument, layer or batch, and the remedy.
-    """
-    caller = "estimate_factors"
-    check_word(caller, "loss", loss, LOSSES)
-    check_word(caller, "fisher", fisher, FISHERS)
-    check_word(caller, "kind", kind, KINDS)
-    check_word(caller, "weight_sharing", weight_sharing, WEIGHT_SHARINGS)
-    samples = check_integer(caller, "samples", samples, least=1)
-    seed = check_integer(caller, "seed", seed)
-    if max_examples is not None:
-        max_examples = check_integer(caller, "max_examples", max_examples, least=1)
-    check_autocast(caller, autocast)
-    check_model(model, caller=caller)
-    covered, skipped = select(model, layers)
-    _check_any(covered, skipped)
-    with preserved(model):
-        collector = FactorSums(
-            covered, kind=kind, weight_sharing=weight_sharing, autocast=autocast, offload=offload
-        )
-        seen = collector.run(
-            model,
-            loader,
-            Fisher(loss, fisher, samples, seed, caller),
-            max_examples=max_examples,
-            description="Kronecker factors",
-            progress=progress,
-        )
-        sums = collector.factors(seen.count)
-    skipped = {
-        name: reason
-        for name, _ in model.named_modules()
-        if (reason := skipped.get(name) or collector.dropped.get(name))
-    }
-    _check_any(sums, skipped)
-    return Factors(
-        {name: LayerFactors(A, G, seen.count) for name, (A, G) in sums.items()},
-        {name: LayerSpec.of(name, covered[name]) for name in sums},
-        skipped,
-        FactorSettings(
-            loss=loss,
-            fisher=fisher,
-            samples=samples,
-            kind=kind,
-            weight_sharing=weight_sharing,
-            seed=seed,
-            count=seen.count,
-            example_shape=seen.example_shape,
-            example_dtype=seen.example_dtype,
-            autocast=str(autocast).removeprefix("torch.") if autocast else None,
-        ),
-    )
+def _measured(settings: FactorSettings) -> list[str]:
+    """The fields that second passes have filled."""
+    return [field for field, count in COUNTS.items() if getattr(settings, count)]
 
 
-def _check_any(layers: Mapping[str, Any], skipped: Mapping[str, str]) -> None:
-    """Refuses to go on without a single layer."""
-    if not layers:
-        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in list(skipped.items())[:5])
-        raise ValueError(
-            "estimate_factors: model must have a Conv2d or Linear that can be covered, got "
-            f"{f'none ({reasons})' if reasons else 'no such layer'}; see `layers`"
-        )
+def _shapes(spec: LayerSpec, settings: FactorSettings) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of one layer in a file."""
+    A, G = factor_shapes(spec, settings.kind)
+    shapes: dict[str, tuple[int, ...]] = {"A": A, "G": G}
+    for field in _measured(settings):
+        shapes[field] = weight_rows_shape(spec)
+    if settings.moments_count:
+        shapes["S"] = second_moment_shape(spec, settings.kind)
+        shapes |= {"A.values": A[:-1], "A.vectors": A, "G.values": G[:-1], "G.vectors": G}
+    return shapes
 
 
 def _basis(names: Iterable[str], tensors: Mapping[str, Tensor]) -> Eigenbasis:

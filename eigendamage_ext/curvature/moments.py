@@ -24,9 +24,14 @@ def factor_shapes(spec: LayerSpec, kind: str) -> tuple[tuple[int, ...], tuple[in
 
     D is c_in/g; for `kind` "patch" times the kernel positions, and one more with a bias.
     """
-    d = spec.in_per_group if kind == "channel" else spec.in_per_group * spec.kernel_positions + spec.bias
+    d = spec.in_per_group if kind == "channel" else weight_rows_shape(spec)[1]
     groups = () if spec.groups == 1 else (spec.groups,)
     return (*groups, d, d), (*groups, spec.out_per_group, spec.out_per_group)
+
+
+def weight_rows_shape(spec: LayerSpec) -> tuple[int, int]:
+    """``(c_out, D)``: the weight as a matrix, one row for each output channel, its bias as last column."""
+    return spec.out_channels, spec.in_per_group * spec.kernel_positions + spec.bias
 
 
 def zeros(module: nn.Module, shape: tuple[int, ...], offload: bool) -> Tensor:
@@ -94,9 +99,14 @@ def add_gradient(spec: LayerSpec, g: Tensor, out: Tensor, *, weight_sharing: str
     """
     feature_dim = 1 if spec.kind == "Conv2d" else -1
     if weight_sharing == "reduce" and g.dim() > 2:
-        positions = (2, 3) if spec.kind == "Conv2d" else tuple(range(1, g.dim() - 1))
-        g = g.sum(dim=positions, dtype=out.dtype)
+        g = over_positions(spec, g, out.dtype)
     ops.covariance(g, feature_dim=feature_dim, groups=spec.groups, reduction="sum", out=out, beta=1)
+
+
+def over_positions(spec: LayerSpec, g: Tensor, dtype: torch.dtype) -> Tensor:
+    """Σ_t g_nt ``(N, c_out)`` of gradients ``(N, c_out, H, W)`` or ``(N, …, c_out)``, in a dtype."""
+    positions = (2, 3) if spec.kind == "Conv2d" else tuple(range(1, g.dim() - 1))
+    return g.sum(dim=positions, dtype=dtype) if positions else g.to(dtype)
 
 
 def mean_patch(spec: LayerSpec, x: Tensor) -> Tensor:

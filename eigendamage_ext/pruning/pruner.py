@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendamage_ext.curvature.factors import Factors, estimate_factors
+from eigendamage_ext.curvature.estimate import estimate_factors
+from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import Patterns, check_layer, check_patterns, matches
 from eigendamage_ext.pruning.allocation import Target, parse_target
 from eigendamage_ext.pruning.direction_plan import DirectionPlan, plan_directions
