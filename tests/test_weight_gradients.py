@@ -145,15 +145,16 @@ def test_splitting_into_batches_changes_nothing(fisher):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lower_precision_gives_float32_near_the_exact_ones(dtype):
+def test_lower_precision_gives_float32_near_the_exact_ones(dtype, device):
     model, x, y = convnet().to(dtype), images(8).to(dtype), labels("cross_entropy", 8)
-    found = estimate(model, [(x, y)], fisher="empirical")
-    exact = estimate(model.double(), [(x.double(), y)], fisher="empirical")
+    found = estimate(model.to(device), [(x, y)], fisher="empirical")
+    exact = estimate(model.cpu().double(), [(x.double(), y)], fisher="empirical")
     for name in found:
         for field in ("diagonal", "gradient"):
             ours, expected = getattr(found[name], field), getattr(exact[name], field)
             assert ours.dtype == torch.float32 and expected.dtype == torch.float64
-            error = torch.linalg.norm(ours - expected)
+            assert ours.device.type == device
+            error = torch.linalg.norm(ours.cpu() - expected)
             assert error <= 50 * torch.finfo(dtype).eps * torch.linalg.norm(expected)
 
 

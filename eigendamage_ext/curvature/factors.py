@@ -32,8 +32,8 @@ class LayerFactors:
         G: Second moment of its output gradients, ``(c_out, c_out)`` or ``(g, c_out/g, c_out/g)``.
         count: Number of examples seen.
         S: Second moments of the weight's gradient in the eigenbasis, once `Factors.second_moments` has run.
-        diagonal: The Fisher's diagonal, ``(c_out, D)`` with D = c_in/g·K: one filter of the weight in each
-            row, with its bias as last entry where the layer has one; once `Factors.diagonal` has run.
+        diagonal: The Fisher's diagonal, ``(c_out, D)``, once `Factors.diagonal` has run: in each row a filter
+            of the weight, c_in/g·K numbers, and its bias as last where the layer has one.
         gradient: The gradient of the mean loss, likewise, once `Factors.gradients` has run.
     """
 
