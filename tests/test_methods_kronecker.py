@@ -20,7 +20,7 @@ from filter_cases import (
 from nets import mlp
 from torch import nn
 
-from eigendamage_ext.curvature.factors import LayerFactors, estimate_factors
+from eigendamage_ext.curvature import LayerFactors, estimate_factors
 from eigendamage_ext.pruning.methods.c_obs import COBS
 from eigendamage_ext.pruning.methods.filters import Options
 from eigendamage_ext.pruning.methods.kron_obd import KronOBD
