@@ -12,7 +12,7 @@ from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.models.vgg import VGG
 from eigendamage_ext.pruning.methods import METHODS
 from eigendamage_ext.pruning.methods.directions import DirectionMethod
-from eigendamage_ext.pruning.pruner import ALLOCATIONS, SCORES
+from eigendamage_ext.pruning.settings import ALLOCATIONS, SCORES
 
 DIRECTIONS = [name for name, method in METHODS.items() if isinstance(method, DirectionMethod)]
 VARIANTS = tuple(f"{m}.{s}.{a}" for m in DIRECTIONS for s in SCORES for a in ALLOCATIONS)

@@ -8,7 +8,8 @@ from eigendamage_ext.artifact import load, save
 from eigendamage_ext.curvature.estimate import estimate_factors
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.pruning.plan import Plan, PruneResult
-from eigendamage_ext.pruning.pruner import plan, prune
+from eigendamage_ext.pruning.planning import plan
+from eigendamage_ext.pruning.pruner import prune
 from eigendamage_ext.training import evaluate, finetune, mean_loss, recalibrate_bn, train
 
 __all__ = [

@@ -27,7 +27,7 @@ from .data import Split, TensorLoader, digits
 from .models.resnet import ResNet
 from .pruning.direction_plan import DirectionPlan, LayerPlan
 from .pruning.forms import available
-from .pruning.pruner import plan as make_plan
+from .pruning.planning import plan as make_plan
 from .report import (
     LayerCut,
     LossPair,
@@ -215,7 +215,9 @@ class _Seed:
 
     def plan(self, flops: float) -> DirectionPlan:
         """The network's plan for a fraction of its FLOPs; 1 leaves every layer dense."""
-        return make_plan(self.dense, self.factors, target={"flops": flops}, example_inputs=self.x[:1])
+        plan = make_plan(self.dense, self.factors, target={"flops": flops}, example_inputs=self.x[:1])
+        assert isinstance(plan, DirectionPlan)
+        return plan
 
     def measurements(self) -> list[Measurement]:
         """The dense network and every pruned one."""

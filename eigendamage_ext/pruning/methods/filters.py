@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eigendamage_ext.curvature.factors import LayerFactors
 from eigendamage_ext.curvature.layers import LayerSpec
+from eigendamage_ext.pruning.forms import grouped_weight
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,17 @@ class Filters:
     weight: Tensor
     units: Tensor
     factors: LayerFactors | None = None
+
+    @classmethod
+    def of(
+        cls, spec: LayerSpec, layer: nn.Module, units: Tensor, factors: LayerFactors | None = None
+    ) -> "Filters":
+        """Reads the weights of a Conv2d or Linear."""
+        columns = grouped_weight(layer).reshape(spec.out_channels, -1)
+        if spec.bias:
+            bias = layer.get_parameter("bias").detach().to(columns)
+            columns = torch.cat([columns, bias[:, None]], dim=1)
+        return cls(spec, columns, units, factors)
 
 
 @dataclass(frozen=True)
