@@ -47,7 +47,7 @@ def load(path: str | os.PathLike[str], *, into: nn.Module | None = None) -> nn.M
     Args:
         path: The file.
         into: A model built like the one that was pruned, in the dtype that was saved; its weights do not
-            matter, and it is left as it is.
+            matter, and it is left as it is. Layers that lost filters may be as wide as they were.
 
     Returns:
         A copy of `into`, on its device, with the file's layers rebuilt and all weights from the file.

@@ -1,15 +1,16 @@
 """What pruning changes about the structure of a model, in plain numbers, and a model made like that again."""
 
 import reprlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from eigendamage_ext._files import ArtifactError
-from eigendamage_ext.curvature.layers import LayerSpec, is_factored
+from eigendamage_ext.curvature.layers import LayerSpec, is_factored, select
 from eigendamage_ext.pruning.forms import CHILDREN, FORMS, build, parts, rotates_input, rotates_output
-from eigendamage_ext.pruning.surgery import rebuild
+from eigendamage_ext.pruning.surgery import rebuild, resized, widths
 
 
 def factored_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -20,6 +21,8 @@ def factored_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
 def restored(into: nn.Module, layers: Any, tensors: dict[str, Tensor]) -> nn.Module:
     """A model with rebuilt layers, and all weights, from a file.
 
+    Layers and batch norms of `into` that lost channels become as narrow as their tensors.
+
     Args:
         into: A model built like the one that was pruned, in the dtype of the tensors; it is left as it is.
         layers: What `factored_layers` said of the pruned one, not trusted.
@@ -28,12 +31,14 @@ def restored(into: nn.Module, layers: Any, tensors: dict[str, Tensor]) -> nn.Mod
     Raises:
         ArtifactError: They do not fit.
     """
-    modules = dict(into.named_modules())
+    layers = _mapping(layers, "layers")
+    model = rebuild(into, _narrowing(into, layers, tensors))
+    modules = dict(model.named_modules())
     builders = {}
-    for name, shape in _mapping(layers, "layers").items():
+    for name, shape in layers.items():
         form, input_rank, output_rank = _checked(name, modules.get(name) if name else None, shape)
         builders[name] = partial(build, form=form, input_rank=input_rank, output_rank=output_rank)
-    model = rebuild(into, builders)
+    rebuild(model, builders, inplace=True)
     _check_state(model.state_dict(), tensors)
     model.load_state_dict(tensors)
     return model
@@ -45,6 +50,38 @@ def _shape(module: nn.Module) -> dict[str, Any]:
     core = LayerSpec.of("core", module.get_submodule("core"))
     [form] = [form for form, children in CHILDREN.items() if children == names]
     return {"form": form, "input_rank": core.in_per_group, "output_rank": core.out_per_group}
+
+
+def _narrowing(
+    into: nn.Module, layers: dict[str, Any], tensors: dict[str, Tensor]
+) -> dict[str, Callable[[nn.Module], nn.Module]]:
+    """Makes the modules that are wider than in the file as narrow, by name; none ever gets wider."""
+    covered, _ = select(into)
+    builders: dict[str, Callable[[nn.Module], nn.Module]] = {}
+    for name, module in into.named_modules():
+        if not name or (name not in covered and type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d)):
+            continue
+        ours, theirs = widths(module), _widths_in_file(name, module, layers.get(name), tensors)
+        if ours and theirs and ours != theirs and all(1 <= t <= o for t, o in zip(theirs, ours, strict=True)):
+            builders[name] = partial(resized, outputs=theirs[0], inputs=theirs[1])
+    return builders
+
+
+def _widths_in_file(
+    name: str, module: nn.Module, shape: Any, tensors: dict[str, Tensor]
+) -> tuple[int, int] | None:
+    """Output and input channels that a module has in the file; None where its tensors do not say."""
+    form = shape.get("form") if isinstance(shape, dict) else None
+    children = CHILDREN.get(form) if isinstance(form, str) else None
+    ends = (f"{name}.{children[0]}", f"{name}.{children[-1]}") if children else (name, name)
+    first, last = (tensors.get(f"{end}.weight", tensors.get(f"{end}.running_mean")) for end in ends)
+    if first is None or last is None or not first.dim() or not last.dim():
+        return None
+    outputs = last.shape[0]
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        inputs, left = divmod(outputs, module.out_channels // module.groups)
+        return None if left else (outputs, inputs)
+    return outputs, first.shape[1] if first.dim() > 1 else outputs
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
