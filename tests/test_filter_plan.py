@@ -254,6 +254,7 @@ def test_every_method_from_data_to_a_smaller_network_that_can_be_kept(method, ma
     assert torch.equal(first.model(x), again.model(x))
     assert (first.plan.predicted_loss is not None) == getattr(METHODS[method], "predicts", True)
     first.save(tmp_path / "net.safetensors")
+    assert torch.equal(ed.load(tmp_path / "net.safetensors", into=make())(x), first.model(x))
 
 
 @pytest.mark.parametrize("method", FILTERS)
