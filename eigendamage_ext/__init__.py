@@ -7,6 +7,7 @@ from eigendamage_ext._files import ArtifactError
 from eigendamage_ext.artifact import load, save
 from eigendamage_ext.curvature.estimate import estimate_factors
 from eigendamage_ext.curvature.factors import Factors
+from eigendamage_ext.pruning.iterative import Pruner
 from eigendamage_ext.pruning.plan import Plan, PruneResult
 from eigendamage_ext.pruning.planning import plan
 from eigendamage_ext.pruning.pruner import prune
@@ -17,6 +18,7 @@ __all__ = [
     "Factors",
     "Plan",
     "PruneResult",
+    "Pruner",
     "estimate_factors",
     "evaluate",
     "finetune",

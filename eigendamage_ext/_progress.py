@@ -21,7 +21,12 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 def track(
-    iterable: Iterable[T], *, total: int | None, description: str, enabled: bool = True
+    iterable: Iterable[T],
+    *,
+    total: int | None,
+    description: str,
+    enabled: bool = True,
+    outer: bool = False,
 ) -> Generator[T, None, None]:
     """Yields the items and shows how far they are: a bar on a terminal, otherwise a plain line now and then.
 
@@ -30,10 +35,11 @@ def track(
         total: How many items there are, or None where nobody knows; without it no time left is shown.
         description: What is going on, in a word or two.
         enabled: False shows nothing.
+        outer: What is done with an item shows bars of its own, so lines alone are written.
     """
     if not enabled:
         yield from iterable
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not outer:
         yield from _bar(iterable, total, description)
     else:
         yield from _lines(iterable, total, description)

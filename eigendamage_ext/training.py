@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._checkpoint import Checkpoint, Epoch, OutOfTime, TrainingState
 from ._progress import track
+from ._random import seeded
 
 __all__ = [
     "SCHEDULES",
@@ -113,7 +114,7 @@ def train(
     settings |= {"weight_decay": weight_decay, "seed": seed, "autocast": str(autocast), "steps": steps}
     settings["teacher"] = None if teacher is None else [temperature, distillation]
     with ExitStack() as stack:
-        generators = stack.enter_context(_seeded(seed, device))
+        generators = stack.enter_context(seeded(seed, device))
         stack.enter_context(_mode(model, training=True))
         if teacher is not None:
             stack.enter_context(_mode(teacher, training=False))
@@ -243,7 +244,7 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], *, progress: bool = 
         layer.momentum = 1 / calls[layer]  # type: ignore[assignment]
 
     handles = []
-    with _seeded(0, device), _mode(model, training=False), torch.no_grad():
+    with seeded(0, device), _mode(model, training=False), torch.no_grad():
         try:
             for layer in layers:
                 layer.reset_running_stats()
@@ -315,7 +316,7 @@ def _mean(
 ) -> float:
     device = _device(model)
     value, count = torch.zeros((), dtype=torch.float64, device=device), 0
-    with _seeded(0, device), _mode(model, training=False), torch.no_grad():
+    with seeded(0, device), _mode(model, training=False), torch.no_grad():
         for batch in _batches(loader, function, progress):
             x, y = _labelled(batch, device, function)
             value += total(_logits(model, x, y, function), y)
@@ -379,22 +380,6 @@ def _labelled(batch: Any, device: torch.device, function: str) -> tuple[Tensor, 
 def _device(model: nn.Module) -> torch.device:
     tensor = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[list[torch.Generator]]:
-    # torch.manual_seed would also touch devices this function does not use.
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index])
-    states = [generator.get_state() for generator in generators]
-    try:
-        for generator in generators:
-            generator.manual_seed(seed)
-        yield generators
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
 
 
 @contextmanager

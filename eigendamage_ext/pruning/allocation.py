@@ -24,14 +24,21 @@ class Target:
     Attributes:
         measure: "flops" or "params": `value` is the fraction kept; "ratio": the share of units cut.
         value: In (0, 1], of a ratio in [0, 1).
+        exact: The fraction kept, where `value` is only the float nearest to it.
+        yielding: Whether units that may not be cut stay although the target would cut them, as in the paper;
+            otherwise a target that asks for them is an error.
     """
 
     measure: str
     value: float
+    exact: Fraction | None = None
+    yielding: bool = False
 
     @property
     def kept(self) -> Fraction:
         """The fraction kept, exactly as it was written in decimals."""
+        if self.exact is not None:
+            return self.exact
         value = Fraction(repr(self.value))
         return 1 - value if self.measure == "ratio" else value
 
@@ -39,13 +46,19 @@ class Target:
         return json.dumps({self.measure: self.value})
 
 
+class UnreachableError(ValueError):
+    """Even with every layer that may be cut at its smallest, the network costs more than was asked for."""
+
+
 def parse_target(target: Any) -> Target:
-    """Reads ``{"flops": 0.5}``, ``{"params": "50%"}`` or ``{"ratio": 0.4}``.
+    """Reads ``{"flops": 0.5}``, ``{"params": "50%"}`` or ``{"ratio": 0.4}``; a `Target` is one already.
 
     Raises:
         TypeError: Not a mapping, or a value that is neither a number nor a string.
         ValueError: Another key, several keys, or a value out of range.
     """
+    if isinstance(target, Target):
+        return target
     if not isinstance(target, Mapping):
         raise TypeError(f'plan: target must be a dict such as {{"flops": 0.5}}, got {target!r}')
     if len(target) != 1:
@@ -127,14 +140,14 @@ def allowed(target: Target, total: int, fixed: int, *, least: int) -> int:
         least: What the layers cost at their smallest ranks.
 
     Raises:
-        ValueError: That is too much; the message names the nearest reachable value.
+        UnreachableError: That is too much; the message names the nearest reachable value.
     """
     allowance = math.floor(target.kept * total) - fixed
-    if least <= allowance:
-        return allowance
+    if least <= allowance or target.yielding:
+        return max(least, allowance)
     kept = math.ceil(Fraction(fixed + least, total) * 10_000) if total else 10_000
     nearest = Target(target.measure, (10_000 - kept if target.measure == "ratio" else kept) / 10_000)
-    raise ValueError(
+    raise UnreachableError(
         f"plan: target must be reachable, got {target}; the nearest reachable value is {nearest}, with every "
         "layer that may be cut at its smallest rank; raise max_ratio, lower round_to or ignore fewer layers"
     )
@@ -157,7 +170,7 @@ def solve(sides: Sequence[Side], terms: Sequence[Term], target: Target, total: i
         The rank of each side.
 
     Raises:
-        ValueError: Even the smallest allowed ranks cost too much; the message names the nearest value.
+        UnreachableError: Even the smallest allowed ranks cost too much; the message names the nearest value.
     """
 
     def spent(indices: Sequence[int]) -> int:
