@@ -55,7 +55,7 @@ def machine_facts() -> dict[str, Any]:
     rates = probes.bandwidth(THREADS)
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "commit": _output("git", "rev-parse", "--short=10", "HEAD"),
+        "commit": commit(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "simd": info["simd"],
@@ -67,6 +67,11 @@ def machine_facts() -> dict[str, Any]:
         "GB/s written": round(rates.write / 1e9, 1),
         "GB/s copied": round(rates.copy / 1e9, 1),
     }
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    return _output("git", "rev-parse", "--short=10", "HEAD")
 
 
 def _output(*command: str) -> str:
@@ -141,12 +146,12 @@ def _optional(found: Record, name: str, form: str) -> str:
     return form.format(found[name]) if name in found else ""
 
 
-def with_section(text: str, section: str) -> str:
-    """A document with what stands between the markers replaced."""
-    before, found, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
+def with_section(text: str, section: str, begin: str = BEGIN, end: str = END) -> str:
+    """A document with what stands between two markers, and these, replaced."""
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"report: README.md must hold {BEGIN} and {END}; put them where the table goes")
+        raise ValueError(f"report: the document must hold {begin} and {end}; put them where the table goes")
     return before + section + after
 
 
