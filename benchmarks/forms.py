@@ -1,0 +1,89 @@
+"""What half the FLOPs of a 3×3 convolution are worth in time, by the form that the layer takes.
+
+    python -m benchmarks.forms [--seconds S]
+
+Prints docs/method.md's table: a square layer of 64 to 512 channels with no more than half its FLOPs left, as
+three factors, as two, and with fewer filters on both sides, each against the dense layer in the same rounds.
+"""
+
+import argparse
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.contest import THREADS, seconds
+from eigendamage_ext.curvature.layers import LayerSpec
+from eigendamage_ext.pruning.forms import cost, factorize
+
+SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels, side of the image
+BATCHES = (64, 1)
+WAYS = ("dense", "both", "both, ÷ 16", "input", "output", "fewer filters")
+LEAST_ROUNDS = 15
+
+
+def layer(way: str, channels: int, side: int) -> tuple[nn.Module, int, int]:
+    """A layer with the most directions or filters that half the FLOPs allow.
+
+    Args:
+        way: One of `WAYS`; "÷ 16": their number is a multiple of 16.
+        channels: Of the dense layer, in and out.
+        side: Of the image.
+
+    Returns:
+        The layer, its input channels, and how many directions or filters of a side are left.
+    """
+    dense = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    if way == "dense":
+        return dense, channels, channels
+    spec, form = LayerSpec.of("", dense), way.split(",")[0]
+    step = 16 if "÷" in way else 1
+    if form == "fewer filters":
+        width = max(r for r in range(step, channels, step) if 2 * r * r <= channels * channels)
+        return nn.Conv2d(width, width, 3, padding=1, bias=False), width, width
+
+    def flops(form: str, rank: int) -> int:
+        return cost(spec, form, rank, rank, side * side, side * side).flops
+
+    half = flops("dense", 0) // 2
+    rank = max(r for r in range(step, channels, step) if flops(form, r) <= half)
+    basis = torch.linalg.qr(torch.randn(1, channels, channels, dtype=torch.float64)).Q[:, :, :rank]
+    sides = {"both": (basis, basis), "input": (basis, None), "output": (None, basis)}
+    return factorize(dense, *sides[form]), channels, rank
+
+
+def measure(channels: int, side: int, batch: int, budget: float) -> dict[str, tuple[int, float]]:
+    """Directions or filters left and median seconds of each way, timed in turn for about `budget` seconds."""
+    made = {way: layer(way, channels, side) for way in WAYS}
+    inputs = {way: torch.randn(batch, width, side, side) for way, (_, width, _) in made.items()}
+
+    def once(way: str) -> Tensor:
+        out: Tensor = made[way][0](inputs[way])
+        return out
+
+    warm = min(sum(seconds(lambda way=way: once(way)) for way in WAYS) for _ in range(3))
+    rounds = max(LEAST_ROUNDS, int(budget / warm))
+    times = [[seconds(lambda way=way: once(way)) for way in WAYS] for _ in range(rounds)]
+    medians = map(median, zip(*times, strict=True))
+    return {way: (made[way][2], taken) for way, taken in zip(WAYS, medians, strict=True)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time a 3x3 convolution in every form at half its FLOPs.")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each shape and batch")
+    budget = parser.parse_args().seconds
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    print(f"| N | layer | {' | '.join(WAYS)} |\n|---|---|{'---|' * len(WAYS)}")
+    with torch.no_grad():
+        for batch in BATCHES:
+            for channels, side in SHAPES:
+                found = measure(channels, side, batch, budget)
+                base = found["dense"][1]
+                cells = [f"{base * 1e3:.2f} ms"]
+                cells += [f"{base / taken:.2f}× ({left})" for left, taken in list(found.values())[1:]]
+                print(f"| {batch} | {channels}, {side}² | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
