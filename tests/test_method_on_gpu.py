@@ -4,7 +4,6 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import eigendamage_ext as ed
-from benchmarks import cifar_settings, stages
+from benchmarks import stages
 from eigendamage_ext.data import TensorLoader, crop_flip
 from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.models.vgg import VGG
@@ -174,17 +173,14 @@ def test_the_networks_of_the_paper_are_pruned_on_a_gpu(make: type[nn.Module]) ->
 
 
 @on_cuda
-def test_the_cifar_experiment_runs_in_slices_on_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    test_cifar = pytest.importorskip("test_cifar")
-    tiny = replace(test_cifar.TINY, repeats=2)
-    monkeypatch.setitem(cifar_settings.PRESETS, "small", tiny)
-    data = test_cifar.archive(tmp_path / "data")
-    while (
-        code := test_cifar.run(data, tmp_path / "out", "--device", "cuda", "--minutes", "0")
-    ) == stages.UNFINISHED:
+def test_an_experiment_of_the_paper_runs_in_slices_on_a_gpu(tmp_path: Path) -> None:
+    test_paper = pytest.importorskip("test_paper")
+    config = tmp_path / "tiny.toml"
+    config.write_text(test_paper.TINY + test_paper.TIMING)
+    arguments = ("--device", "cuda", "--minutes", "0")
+    while (code := test_paper.run(config, tmp_path, *arguments)) == stages.UNFINISHED:
         pass
-    records = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    assert code == 0 and len(records) == 3
-    assert all(ms > 0 for record in records for ms in record["ms"].values())
+    found = [json.loads(path.read_text()) for path in (tmp_path / "tiny").rglob("latency.json")]
+    assert code == 0 and len(found) == 7
+    assert sum(len(record["ms"]) for record in found) == 10
+    assert all(ms > 0 for record in found for ms in record["ms"].values())

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,10 @@ import torch
 import eigendamage_ext as ed
 from benchmarks import stages
 from benchmarks.paper import __main__ as paper
-from benchmarks.paper import experiment, report, results, settings
+from benchmarks.paper import cell, experiment, images, report, results, settings
 from benchmarks.paper.report import Row
-from eigendamage_ext import _files
-from eigendamage_ext.data import TensorLoader, digits
+from eigendamage_ext import _devices, _files
+from eigendamage_ext.data import Split, TensorLoader, digits
 from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.pruning.methods import METHODS
 
@@ -63,6 +64,13 @@ steps = 2
 max_ratio = 0.5
 """
 
+TIMING = """
+[timing]
+batches = [1, 4]
+repeats = 2
+"""
+CHARTS = ("small-one-pass.svg", "small-2-rounds.svg")
+
 
 class Killed(BaseException):
     pass
@@ -77,7 +85,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(cell, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
 
 
 def run(config: Path, out: Path, *more: str) -> int:
@@ -103,7 +111,7 @@ def test_every_stage_leaves_its_file_and_a_line(config: Path, whole: Path) -> No
     cell += [f"2-rounds/eigendamage/ratio-0.4/round-{step}/state.json" for step in (1, 2)]
     for method in (LEAST, "l1"):
         cell += [f"one-pass/{method}/flops-0.001/{n}" for n in ("cut.json", "tuned-0.2.json", "result.json")]
-    top = {"settings.json", "events.jsonl", "table.md", "small-one-pass.svg", "small-2-rounds.svg"}
+    top = {"settings.json", "events.jsonl", "table.md", *CHARTS}
     assert set(files(whole)) == top | {f"small-seed3/{name}" for name in cell}
     events = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
     assert len(events) == 2 + 3 * (len(CUTS) + 2)
@@ -166,19 +174,18 @@ def test_what_cannot_be_reached_is_told_with_the_nearest_budget(whole: Path) -> 
 
 
 def test_rounds_are_those_of_one_pruner(config: Path, whole: Path) -> None:
-    images = experiment.Experiment(settings.read(config), Path(), whole, device="cpu", deadline=None).images(
-        3
-    )
+    read = settings.read(config)
+    train, *_ = experiment.Experiment(read, Path(), whole, device="cpu", deadline=None).images(3)
     model = ed.load(
         whole / "small-seed3/trained.safetensors", into=ResNet(8, (8, 8, 12), in_channels=1)
     ).eval()
     model = model.to(memory_format=torch.channels_last)
-    loader = TensorLoader(*images.train, batch_size=128)
+    loader = TensorLoader(*train, batch_size=128)
     order = torch.randperm(135, generator=torch.Generator().manual_seed(0))
     pruner = ed.Pruner(model, loader, target={"ratio": 1 - 0.6**2}, steps=2, max_ratio=0.5, seed=3)
     for step, folder in zip(pruner, ROUNDS, strict=True):
-        ed.recalibrate_bn(step.model, TensorLoader(images.train[0][order], batch_size=128))
-        shuffled = TensorLoader(*images.train, batch_size=16, shuffle=True, seed=3)
+        ed.recalibrate_bn(step.model, TensorLoader(train[0][order], batch_size=128))
+        shuffled = TensorLoader(*train, batch_size=16, shuffle=True, seed=3)
         found = json.loads((whole / "small-seed3" / folder / "result.json").read_text())
         ed.finetune(step.model, shuffled, epochs=1, lr=found["lr"], schedule="step", seed=3)
         path = whole / "small-seed3" / folder / f"tuned-{found['lr']:g}.safetensors"
@@ -228,6 +235,66 @@ def test_sigkill_and_a_torn_line_leave_a_run_that_goes_on(config: Path, whole: P
     (out / ".cut.json.0123.tmp").write_bytes(b"half a file")
     assert run(config, tmp_path) == 0
     assert files(out) == files(whole)
+
+
+@pytest.mark.parametrize(("part", "accuracy"), [("held out", "accuracy_validation"), ("test", "accuracy")])
+def test_nothing_depends_on_images_that_are_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, accuracy: str
+) -> None:
+    def changed(seed: int) -> Split:
+        (x, y), (test_x, test_y) = digits(seed)
+        seen = torch.arange(150) * len(y) // 150
+        if part == "test":
+            return Split((x, y), (test_x, 9 - test_y))
+        return Split((x, y.index_copy(0, seen[::10], 9 - y[seen[::10]])), (test_x, test_y))
+
+    path = tmp_path / "tiny.toml"
+    text = TINY.partition("[[pruning]]")[0].replace("lr = [0.2, 0.01]", "lr = 0.2")
+    path.write_text(text + '[[pruning]]\nmethods = "kron-obd"\nflops = 0.6\n')
+    assert run(path, tmp_path / "one") == 0
+    monkeypatch.setattr(images, "digits", changed)
+    assert run(path, tmp_path / "other") == 0
+    one, other = files(tmp_path / "one"), files(tmp_path / "other")
+    changes = {name for name in one if one[name] != other[name]}
+    assert changes and one.keys() == other.keys()
+    for name in changes - {f"tiny/{n}" for n in ("events.jsonl", "table.md", CHARTS[0])}:
+        assert name.endswith(".json"), name
+        found, expected = json.loads(other[name]), json.loads(one[name])
+        assert all(found[key] == expected[key] or key.startswith(accuracy) for key in expected), name
+
+
+def test_latency_is_told_beside_the_network_as_it_was_trained(
+    config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+
+    def clock(networks, batch, repeats, *, autocast):
+        seen.add((len(networks), len(batch), repeats, autocast))
+        return [10.0 * len(batch), 4.0 * len(batch)]
+
+    monkeypatch.setattr(_devices, "milliseconds", clock)
+    shutil.copytree(whole, tmp_path / "tiny")
+    (tmp_path / "tiny" / "settings.json").unlink()
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY + TIMING)
+    assert run(path, tmp_path) == 0
+    assert seen == {(2, 1, 2, None), (2, 4, 2, None)}
+    rows = (tmp_path / "tiny" / "table.md").read_text().splitlines()
+    assert rows[2].endswith("| ms, batch 1 | ms, batch 4 | speed, batch 1 | speed, batch 4 |")
+    assert rows[4].endswith("| 4.00 | 16.00 | 2.50× | 2.50× |")
+
+
+def test_ctrl_c_ends_with_130_and_a_table_of_what_there_is(
+    config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ed, "plan", interrupt)
+        assert run(config, tmp_path) == stages.INTERRUPTED
+    assert "| dense |" not in (tmp_path / "tiny" / "table.md").read_text()
+    assert len((tmp_path / "tiny" / "events.jsonl").read_text().splitlines()) == 5
 
 
 def test_new_methods_join_a_folder_and_other_settings_do_not(

@@ -10,7 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .report import DENSE, Row
+from .asked import DENSE
+from .report import Row
 
 SIDES = (("accuracy_bn", "batch norm re-estimated, nothing trained"), ("accuracy_tuned", "fine-tuned"))
 INK, MUTED, GRID = "#24292f", "#59636e", "#d8dee4"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from benchmarks.stages import Stage, read_json, write_text
 from eigendamage_ext.report import mean_sd
 
-from .experiment import DENSE, Asked
+from .asked import DENSE, Asked
 from .settings import Settings
 
 Record = dict[str, Any]
@@ -69,11 +69,17 @@ def rows(out: Path, settings: Settings) -> Iterator[Row]:
     for network in settings.networks:
         for asked in Asked.all(settings):
             paths = [out / f"{network}-seed{seed}" / asked.folder / "result.json" for seed in settings.seeds]
-            records = [read_json(path) for path in paths if path.exists()]
+            records = [_found(path) for path in paths if path.exists()]
             if records:
                 done = [record for record in records if "nearest" not in record]
                 nearest = [record["nearest"] for record in records if "nearest" in record]
                 yield Row(network, asked.manner, asked.variant, asked.budget, done, nearest)
+
+
+def _found(path: Path) -> Record:
+    """A result, and how fast it is if that was timed."""
+    latency = path.with_name("latency.json")
+    return read_json(path) | (read_json(latency) if latency.exists() else {})
 
 
 def write(out: Path, settings: Settings) -> Path | None:
@@ -113,7 +119,9 @@ def table(found: Sequence[Row], settings: Settings) -> str:
     }
     for network, manner in dict.fromkeys((row.network, row.manner) for row in found if row.manner != DENSE):
         shown = [row for row in found if row.network == network and row.manner in (manner, DENSE)]
-        lines = [HEAD, ["---"] * len(HEAD), *(_cells(row, dense) for row in shown)]
+        sizes = sorted({int(size) for row in shown for record in row.done for size in record.get("ms", ())})
+        head = [*HEAD, *(f"{what}, batch {size}" for what in ("ms", "speed") for size in sizes)]
+        lines = [head, ["---"] * len(head), *([*_cells(row, dense), *_times(row, sizes)] for row in shown)]
         text += f"## {network}, {manner.replace('-', ' ')}\n\n"
         text += "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n"
     return text + about(settings) + "\n"
@@ -141,6 +149,16 @@ def _cells(row: Row, dense: Mapping[tuple[str, int], float]) -> list[str]:
     ]
 
 
+def _times(row: Row, sizes: Sequence[int]) -> Iterator[str]:
+    """Milliseconds, and how many times faster than the network as it was trained, at each batch size."""
+    timed = [record for record in row.done if "ms" in record]
+    for size in map(str, sizes):
+        yield mean_sd([record["ms"][size] for record in timed], 2) if timed else ""
+    for size in map(str, sizes):
+        faster = [record["dense_ms"][size] / record["ms"][size] for record in timed]
+        yield f"{fmean(faster):.2f}×" if timed else ""
+
+
 def about(settings: Settings) -> str:
     """How to read the table."""
     data = settings.data
@@ -151,4 +169,9 @@ def about(settings: Settings) -> str:
         "last epoch; mean ± standard deviation over the seeds. FLOPs and parameters are what is kept of the "
         "whole network. With BN: batch-norm statistics re-estimated, nothing trained. Points lost: against "
         "the network as it was trained. The dense network is fine-tuned like the others, as a control."
+        + (
+            f" Time: a forward pass, median of {settings.timing.repeats}, in turn with it."
+            if settings.timing
+            else ""
+        )
     )

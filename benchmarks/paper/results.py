@@ -20,7 +20,8 @@ from benchmarks.report import commit, with_section
 from benchmarks.stages import read_json, write_text
 from eigendamage_ext import _devices, ops
 
-from .report import DENSE, Row, rows
+from .asked import DENSE
+from .report import Row, rows
 from .settings import read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,7 +30,7 @@ RECORD = REPOSITORY / "benchmarks" / "results" / "paper-small.json"
 PAGE = REPOSITORY / "docs" / "results.md"
 FIGURE = REPOSITORY / "docs" / "results.svg"
 TITLES = {
-    "resnet14": "ResNet-14, 32/64/128, CIFAR-10 as JPEG",
+    "resnet8": "ResNet-8, 32/64/128, CIFAR-10 as JPEG",
     "resnet32": "ResNet-32, 16/32/64, CIFAR-10 as JPEG",
     "digits": "ResNet-8, 64/128/256, digits",
 }

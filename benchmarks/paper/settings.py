@@ -49,6 +49,11 @@ class Data:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    @property
+    def counts(self) -> tuple[int | None, int | None]:
+        """Training and test images taken at most."""
+        return self.train_images, self.test_images
+
     def __post_init__(self) -> None:
         _choice("name in [data]", self.name, DATA_SETS)
         if not 0 < self.validation < 1:
@@ -131,6 +136,14 @@ class Factors:
     samples: int = 1
     images: int | None = None
     batch_size: int = 128
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a forward pass of so many images takes: the median of so many passes."""
+
+    batches: tuple[int, ...] = (1,)
+    repeats: int = 31
 
 
 class Cut(NamedTuple):
@@ -216,6 +229,7 @@ class Settings:
     networks: dict[str, Network]
     pruning: tuple[Pruning, ...]
     factors: Factors = Factors()
+    timing: Timing | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     device: str = "cuda"
     autocast: str = "none"
@@ -236,6 +250,7 @@ class Settings:
         """What makes a folder's files what they are, as JSON gives it back; which are made is left out."""
         whole: dict[str, Any] = {"device": torch.device(device).type, "torch": torch.__version__}
         whole |= {"autocast": self.autocast, "data": asdict(self.data), "factors": asdict(self.factors)}
+        whole["timing"] = asdict(self.timing) if self.timing else None
         del whole["data"]["folder"]
         whole |= {f"network {name}": asdict(network) for name, network in self.networks.items()}
         whole |= {pruning.name: _manner(pruning) for pruning in self.pruning}

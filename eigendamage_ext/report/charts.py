@@ -20,8 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from .style import THEME
-
 _SLOTS = ("ink", "muted", "grid", "accent", "warm")
 INK, MUTED, GRID, ACCENT, WARM = (f"#0b0b0{slot + 1}" for slot in range(len(_SLOTS)))
 _VARIABLES = {f"#0b0b0{slot + 1}": f"var(--{name})" for slot, name in enumerate(_SLOTS)}
@@ -138,46 +136,6 @@ def accuracy(
         _fractions(axes, budgets)
         axes.set_ylabel("held-out accuracy, %")
         return _svg(figure, name, description)
-
-
-def methods(
-    name: str,
-    description: str,
-    *,
-    budgets: Sequence[float],
-    series: Sequence[tuple[str, Sequence[Sequence[float]]]],
-    dense: Sequence[float],
-) -> str:
-    """Accuracy in percent against FLOPs, a line for each of at most six methods.
-
-    Args:
-        name: Begins the ids of the chart.
-        description: Read aloud in its place.
-        budgets: Fractions of the FLOPs kept.
-        series: Each method's name, and for each budget the accuracy of every seed, if there is any.
-        dense: Accuracy of every seed without a cut.
-    """
-    styles = [(ACCENT, "-"), (WARM, "-"), (ACCENT, "--"), (WARM, "--"), (INK, "-"), (INK, "--")]
-    with _canvas(400, 280) as (figure, axes):
-        axes.axhline(sum(dense) / len(dense), color=MUTED, linewidth=1, dashes=(1, 2.5))
-        for (label, values), (colour, dashes) in zip(series, styles, strict=False):
-            points = [(b, sum(v) / len(v)) for b, v in zip(budgets, values, strict=True) if v]
-            axes.plot(*zip(*points, strict=True), dashes, color=colour, label=label)
-            for budget, seeds in zip(budgets, values, strict=True):
-                axes.plot([budget] * len(seeds), seeds, "o", color=colour, markersize=5, alpha=0.35, mew=0)
-        _fractions(axes, budgets)
-        axes.set_ylabel("test accuracy, %")
-        axes.legend(frameon=False, loc="lower right", fontsize=9.5)
-        return _svg(figure, name, description)
-
-
-def standalone(chart: str) -> str:
-    """A chart as an SVG file of its own, which brings the theme that a page would give it."""
-    style = (
-        f"{THEME}\nsvg {{ font-family: system-ui, sans-serif; }}\ntext {{ font-family: inherit !important; }}"
-    )
-    tag, end, rest = chart.partition(">")
-    return f'{tag} xmlns="http://www.w3.org/2000/svg"{end}<style>{style}</style>{rest}\n'
 
 
 def time(
