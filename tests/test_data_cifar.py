@@ -143,9 +143,10 @@ def test_damaged_pickles_are_named(tmp_path):
         ({"fine_labels": [1, 2, 3, 4, 5]}, r"'fine_labels' in .*train must be integers of shape \(6,\)"),
         ({"fine_labels": [1, 2, 3, 4, 5, 100]}, "whole numbers in 0 … 99"),
         ({"fine_labels": [1, 2, 3, 4, 5, -1]}, "whole numbers in 0 … 99"),
-        ({"fine_labels": [1, 2, 3, 4, 5, True]}, "whole numbers in 0 … 99"),
-        ({"fine_labels": [1, 2, 3, 4, 5, [1]]}, "whole numbers in 0 … 99"),
+        ({"fine_labels": [1, 2, 3, 4, 5, "6"]}, "whole numbers in 0 … 99"),
+        ({"fine_labels": [1, 2, 3, 4, 5, True]}, "bool among the data"),
         ({"fine_labels": np.array([1, 2, 3, 4, 5, 100])}, "'fine_labels' in .*train must lie in 0 … 99"),
+        ({"fine_labels": np.array([1, 2, 3, 4, 5, -1])}, "train must lie in 0 … 99, got -1 to 5"),
         ({"fine_labels": "abcdef"}, "must be a list, got bytes"),
     ]:
         path.write_bytes(python2_pickle.dumps({k: v for k, v in (good | changed).items() if v is not None}))

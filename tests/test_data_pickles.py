@@ -154,11 +154,11 @@ def test_nothing_is_run(tmp_path, case):
         (name("numpy.core.multiarray", "fromfile"), "the name numpy.core.multiarray.fromfile"),
         (text("numpy") + text("load") + b"\x93", r"the name numpy\.load"),
         (name("x" * 60, "y" * 30), "the name x{40}.y{30} "),
-        (b"c" + b"x" * 200, "a name without end"),
+        (name("x" * 200, "y"), "a name without end"),
         (b"c\xff\nmkdir\n", "can't decode"),
         (b"K\x01}b", "dict where tuple belongs"),
-        (b"](K\x01tb", "a state for a list"),
-        (b"}(K\x01tb", "a state for a dict"),
+        (b"](K\x01tb", "a state that list cannot have"),
+        (b"}(K\x01tb", "a state that dict cannot have"),
         (b"K\x01K\x02R", "int where tuple belongs"),
         (b"]K\x02\x85R", "list where Name belongs"),
         (b"Q", "the instruction b'Q'"),
@@ -166,12 +166,36 @@ def test_nothing_is_run(tmp_path, case):
         (b"\x82\x01", r"the instruction b'\\x82'"),
         (name("numpy", "ndarray") + b")\x81", r"the instruction b'\\x81'"),
         (name("numpy", "ndarray") + b"K\x01\x85R", "a call of ndarray"),
+        (
+            name("numpy.core.multiarray", "_reconstruct")
+            + b"("
+            + name("numpy", "dtype")
+            + b"K\x00\x85U\x01btR",
+            "a call of",
+        ),
+        (
+            name("numpy.core.multiarray", "_reconstruct")
+            + b"("
+            + name("numpy", "ndarray")
+            + b"K\x07\x85U\x01btR",
+            "a call",
+        ),
         (call(name("numpy", "dtype"), text("O8"), b"K\x00", b"K\x01"), "a call of dtype"),
         (call(name("numpy", "dtype"), text("V4"), b"K\x00", b"K\x01"), "a call of dtype"),
         (call(name("numpy", "dtype"), text("u1,O"), b"K\x00", b"K\x01"), "a call of dtype"),
         (call(name("numpy", "dtype"), b"]", b"K\x00", b"K\x01"), "list where str belongs"),
         (call(name("_codecs", "encode"), text("a"), text("rot13")), "a call of encode"),
         (call(name("_codecs", "encode"), text("\u20ac"), text("latin1")), "codec can't encode"),
+        (
+            call(
+                name("numpy.core.numeric", "_frombuffer"),
+                b"U\x01a" + call(name("numpy", "dtype"), text("u1"), b"K\x00", b"K\x01"),
+                b"K\x01\x85" + text("A"),
+            ),
+            "a call of _frombuffer",
+        ),
+        (b"}" + text("k" * 101) + b"K\x01s", "a name of more than 100 characters"),
+        (b"}U\x65" + b"k" * 101 + b"K\x01s", "a name of more than 100 characters"),
         (b"]]K\x01s", "list where dict belongs"),
         (b"}K\x01a", "dict where list belongs"),
         (b"}K\x01K\x02s", "int where str belongs"),
@@ -229,8 +253,8 @@ def test_arrays_are_as_large_as_their_bytes(tmp_path):
         (array([-2, -3], six), "no possible shape"),
         (array([2**62, 2**62], six), "no possible shape"),
         (array([6, 1, 1, 1, 1], six), "no possible shape"),
-        (array([6], b"](K\x01K\x02e"), "a state for a Array"),
-        (array([6], six, version=b"K\x02"), "a state for a Array"),
+        (array([6], b"](K\x01K\x02e"), "a state that Array cannot have"),
+        (array([6], six, version=b"K\x02"), "a state that Array cannot have"),
         (array([6], six).replace(b"\x8a\x08" + struct.pack("<q", 6), b"]"), "no possible shape"),
         (array([6], six)[:-3].rpartition(b"(K\x01")[0] + b"s.", "an array without content"),
     ]:
@@ -239,15 +263,22 @@ def test_arrays_are_as_large_as_their_bytes(tmp_path):
 
 
 def test_what_is_in_it_cannot_make_it_large_or_slow(tmp_path, monkeypatch):
-    nested = b"}" + text("data") + b")" + b"".join(b"q\x00h\x00\x86" for _ in range(100)) + b"s."
-    value = read(tmp_path, nested)["data"]
-    for _ in range(100):
-        assert len(value) == 2 and value[0] is value[1]
-        value = value[0]
-    with pytest.raises(ValueError, match="tuple where str belongs"):
-        read(tmp_path, b"}" + nested[6:-2].replace(b"data", b"") + b"K\x01s.")
-    assert read(tmp_path, b"}" + text("data") + b")" + b"\x85" * 300_000 + b"s.")
-    assert read(tmp_path, b"}" + text("data") + b"]" * 300_000 + b"a" * 299_999 + b"s.")
+    doubled = b")" + b"q\x00h\x00\x86" * 100  # a pair of a pair of … the same: 2¹⁰⁰ leaves
+    deep = b"]" * 300_000 + b"a" * 299_999
+    itself = b"]q\x00h\x00a"
+    for program, message in [
+        (b"}" + text("data") + doubled + b"s", "tuple among the data"),
+        (b"}" + doubled + b"K\x01s", "tuple where str belongs"),
+        (b"}" + text("data") + b")" + b"\x85" * 300_000 + b"s", "tuple among the data"),
+        (b"}" + text("data") + deep + b"s", "list among the data"),
+        (b"}" + text("data") + itself + b"s", "list among the data"),
+        (b"}q\x00" + text("data") + b"h\x00s", "dict among the data"),
+        (b"}" + text("data") + b"\x88s", "bool among the data"),
+        (b"}" + text("data") + name("numpy", "ndarray") + b"s", "Name among the data"),
+        (b"}" + text("data") + b"r\xff\xff\xff\xff" + b"0s", "the instruction b'0'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path, program + b".")
     monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", 1000)
     with pytest.raises(ValueError, match="more than 1000 instructions"):
         read(tmp_path, b"]" * 2000)
@@ -280,6 +311,6 @@ def test_flipped_bits_are_refused_or_change_data_alone(tmp_path):
             except ValueError as error:
                 refused.append(str(error))
             else:
-                assert {type(v) for v in found.values()} <= {str, bytes, list, dict, int, tuple, np.ndarray}
+                assert {type(v) for v in found.values()} <= {str, bytes, list, int, np.ndarray}
     assert all("data_batch_1 must be" in message for message in refused)
     assert 200 < len(refused) < 790

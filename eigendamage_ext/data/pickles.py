@@ -18,13 +18,14 @@ from .files import MAX_BYTES, read_bytes
 
 MAX_INSTRUCTIONS = 2**20  # CIFAR-100's training images, with 50,000 file names, take 200,000 to 600,000
 MAX_DIMENSIONS = 4
+MAX_NAME = 100  # characters of a name or key: they are copied each time they are used
 NUMBERS = {"i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 
 T = TypeVar("T")
 
 
 def read_pickle(function: str, path: Path) -> dict[str, Any]:
-    """Read a pickled dictionary of arrays, lists, strings and whole numbers, as Python 2 and 3 write them.
+    """Read a pickled dictionary of arrays, strings, whole numbers and lists of these two, of Python 2 or 3.
 
     Args:
         function: Who asks, for errors.
@@ -104,17 +105,18 @@ class _Machine:
 
     def take(self, size: int) -> bytes:
         """The next bytes of the program."""
-        start, self.position = self.position, self.position + size
-        if self.position > len(self.program):
+        end = self.position + size
+        if end > len(self.program):
             raise _Refused("its end")
-        return self.program[start : self.position]
+        part, self.position = self.program[self.position : end], end
+        return part
 
     def skip(self, size: int) -> None:
         self.take(size)
 
     def line(self) -> str:
         """The program up to the end of a line."""
-        end = self.program.find(b"\n", self.position, self.position + 100)
+        end = self.program.find(b"\n", self.position, self.position + MAX_NAME)
         if end < 0:
             raise _Refused("a name without end")
         return self.take(end + 1 - self.position)[:-1].decode()
@@ -153,14 +155,22 @@ class _Machine:
             raise _Refused(f"pickle protocol {version}")
 
     def extend(self, items: list[Any]) -> None:
-        self.top(list).extend(items)
+        self.top(list).extend(self.data(items, int, str, bytes))
 
     def update(self, items: list[Any]) -> None:
         target = self.top(dict)
         if len(items) % 2:
             raise _Refused("a key without a value")
         # Text alone: its hashes are Python's secret, where numbers could be chosen to collide.
-        target.update(zip(map(_text, items[::2]), items[1::2], strict=True))
+        values = self.data(items[1::2], int, str, bytes, list, _Array)
+        target.update(zip(map(_text, items[::2]), values, strict=True))
+
+    def data(self, items: list[Any], *kinds: type) -> list[Any]:
+        """Items of these types. What is put together is thus flat, and never walked in depth."""
+        for item in items:
+            if type(item) not in kinds:
+                raise _Refused(f"{_kind(item)} among the data")
+        return items
 
     def find(self, module: str, name: str) -> None:
         if (module, name) not in _NAMES:
@@ -172,11 +182,11 @@ class _Machine:
         match str(self.pop(_Name)), arguments:
             case "_reconstruct", (_Name() as kind, (0,), _) if kind == "ndarray":
                 self.push(_Array())
-            case "_frombuffer", (bytes() as content, _DType() as kind, tuple() as shape, order):
-                self.push(_Array(_array(content, kind, shape, fortran=_text(order) == "F")))
+            case "_frombuffer", (bytes() as content, _DType() as kind, tuple() as shape, "C" | "F" as order):
+                self.push(_Array(_array(content, kind, shape, fortran=order == "F")))
             case "dtype", (code, _, _) if _text(code) in NUMBERS:
                 self.push(_DType(np.dtype(_text(code))))
-            case "encode", (str() as text, encoding) if _text(encoding) == "latin1":
+            case "encode", (str() as text, "latin1"):
                 self.push(self.encode(text))
             case name, _:
                 raise _Refused(f"a call of {name} with other arguments")
@@ -195,18 +205,25 @@ class _Machine:
             case _DType() as kind, (3, order, None, None, None, -1, -1, 0) if _text(order) in ("<", ">", "|"):
                 kind.dtype = np.dtype(_text(order) + kind.dtype.str[1:])
             case target, _:
-                raise _Refused(f"a state for a {type(target).__name__.strip('_')} that it cannot have")
+                raise _Refused(f"a state that {_kind(target)} cannot have")
 
 
 def _expect(kind: type[T], value: object) -> T:
     if type(value) is not kind:
-        raise _Refused(f"{type(value).__name__.strip('_')} where {kind.__name__.strip('_')} belongs")
+        raise _Refused(f"{_kind(value)} where {kind.__name__.strip('_')} belongs")
     return value
 
 
+def _kind(value: object) -> str:
+    return type(value).__name__.strip("_")
+
+
 def _text(value: object) -> str:
-    """Text, which Python 2 writes as bytes."""
-    return value.decode("latin1") if type(value) is bytes else _expect(str, value)
+    """A name or key, which Python 2 writes as bytes."""
+    text = value[: MAX_NAME + 1].decode("latin1") if type(value) is bytes else _expect(str, value)
+    if len(text) > MAX_NAME:
+        raise _Refused(f"a name of more than {MAX_NAME} characters")
+    return text
 
 
 def _array(content: bytes, kind: _DType, shape: tuple[Any, ...], *, fortran: bool) -> np.ndarray:

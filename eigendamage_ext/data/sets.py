@@ -17,7 +17,7 @@ SETS = (*CLASSES, "mnist", "folder")
 CHUNK = 1024  # images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images to train and to test on, and what a network for them has to know.
 
@@ -71,7 +71,6 @@ def load_dataset(
     if folder is None and name != "digits":
         raise ValueError(f"load_dataset: folder must say where {name} lies, got None; nothing is downloaded")
     place = Path(folder or "")
-    limit = max_images
     if name == "cifar10":
         split = load_cifar10(place, dtype=dtype)
     elif name == "cifar100":
@@ -81,14 +80,13 @@ def load_dataset(
     elif name == "digits":
         split = digits()
     else:
-        limit = None
         read = load_tiny_imagenet if name == "tiny-imagenet" else _load_folders
         split = read(place, size=size, max_images=max_images, dtype=dtype, progress=progress)
     if name == "folder":
         num_classes = len(class_names(place / "train"))
     else:
         num_classes = CLASSES.get(name) or 1 + int(torch.cat([split.train[1], split.test[1]]).max())
-    train, test = (_some(part, limit) for part in split)
+    train, test = (_some(part, max_images) for part in split)
     return ImageSet(train, test, num_classes, *_mean_std(train[0]))
 
 
@@ -109,7 +107,7 @@ def _load_folders(
 
 def _some(part: tuple[Tensor, Tensor], limit: int | None) -> tuple[Tensor, Tensor]:
     rows = evenly_spaced(len(part[1]), limit, "load_dataset")
-    return part if limit is None else (part[0][rows], part[1][rows])
+    return part if len(rows) == len(part[1]) else (part[0][rows], part[1][rows])
 
 
 def _mean_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
