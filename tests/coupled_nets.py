@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eigendamage_ext.models.preresnet import PreResNet
 from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.models.vgg import VGG
 
@@ -65,6 +66,35 @@ class Transformer(nn.Module):
         return self.head(x.mean(1))
 
 
+class Split(nn.Module):
+    """A concatenation in a residual sum: the filters of one layer fall into two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Conv2d(3, 9, 1)
+        self.left = nn.Conv2d(3, 4, 3, padding=1)
+        self.right = nn.Conv2d(3, 5, 1)
+        self.circular = nn.Conv2d(9, 6, 3, padding=1, padding_mode="circular")
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.left(x), self.right(x)], 1) + self.whole(x)
+        return self.head(F.leaky_relu(self.circular(F.relu(x))).mean((2, 3)))
+
+
+class TwoScales(nn.Module):
+    """The image and two maps of different sizes, flattened one by one, concatenated and read by a Linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1)
+        self.head = nn.Linear(3 * 64 + 4 * 64 + 5 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x, F.relu(self.fine(x)), F.max_pool2d(self.coarse(x), 2).flatten(2)
+        return self.head(F.relu(torch.cat([y.flatten(1) for y in maps], 1)))
+
+
 def flattened() -> nn.Module:
     """Pixels and channels flattened into a Linear, a BatchNorm1d behind it, a reshape more on the way."""
     return nn.Sequential(
@@ -87,9 +117,12 @@ IMAGE, TOKENS = (3, 8, 8), (4, 6)
 NETS = {
     "residual": (lambda: ResNet(8, (4, 6, 8), num_classes=5), IMAGE),
     "residual A": (lambda: ResNet(14, (4, 6, 8), num_classes=5, shortcut="A"), IMAGE),
+    "preresidual": (lambda: PreResNet(11, (4, 6, 8), num_classes=5), IMAGE),
     "vgg": (lambda: VGG(11, (4, 5, 6, 7, 8), num_classes=5), (3, 16, 16)),
     "dense": (Dense, IMAGE),
     "mobile": (Mobile, IMAGE),
+    "split": (Split, IMAGE),
+    "two scales": (TwoScales, IMAGE),
     "flattened": (flattened, IMAGE),
     "transformer": (Transformer, TOKENS),
 }
