@@ -285,6 +285,7 @@ class _Seed:
                 ranks = [max(1, round(share * n)) for n in (spec.in_per_group, spec.out_per_group)]
                 plan.set(name, form=form, input_rank=ranks[0], output_rank=ranks[1])
                 measured = self._train_loss(plan.apply(self.dense).model) - self.baseline
+                assert plan.predicted_loss is not None
                 yield LossPair(name, f"{100 * share:g} % kept", plan.predicted_loss, measured)
 
     def _spectra(self, plan: DirectionPlan) -> list[Spectrum]:
@@ -306,6 +307,7 @@ def _kept(order: Tensor, rank: int) -> list[bool]:
 
 
 def _layer_cut(layer: LayerPlan) -> LayerCut:
+    assert layer.predicted_loss is not None
     return LayerCut(
         name=layer.name,
         form=layer.form,

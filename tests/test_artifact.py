@@ -257,10 +257,13 @@ def layer(manifest):
         (lambda m: m["layers"].update({"up": layer(m)}), "'up', got a ConvTranspose2d"),
         (
             lambda m: layer(m).update(form="tucker"),
-            "form of layer 'blocks.0' must be input or output or both, got 'tucker'",
+            "form of layer 'blocks.0' must be input or output or both or depthwise, got 'tucker'",
         ),
         (lambda m: layer(m).update(form=["both"]), "must be input or output or both"),
-        (lambda m: layer(m).update(form="dense"), "must be input or output or both, got 'dense'"),
+        (
+            lambda m: layer(m).update(form="dense"),
+            "must be input or output or both or depthwise, got 'dense'",
+        ),
         (lambda m: layer(m).pop("input_rank"), "input_rank of layer 'blocks.0' .* got None"),
         (lambda m: layer(m).update(input_rank=0), "must lie in 1…16 .* got 0"),
         (lambda m: layer(m).update(input_rank=-3), "got -3"),

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from eigendamage_ext.curvature.layers import LayerSpec
 from eigendamage_ext.pruning.forms import (
     CHILDREN,
-    FORMS,
+    PROJECTIONS,
     Cost,
     Rotations,
     available,
@@ -78,7 +78,7 @@ checked = settings(max_examples=150, deadline=None, derandomize=True)
 
 
 @checked
-@given(layers_and_inputs, st.sampled_from(FORMS[1:]), st.sampled_from([torch.float32, torch.float64]))
+@given(layers_and_inputs, st.sampled_from(PROJECTIONS[1:]), st.sampled_from([torch.float32, torch.float64]))
 def test_at_full_rank_a_rebuilt_layer_equals_the_layer(case, form, dtype):
     layer, x = case[0].to(dtype), case[1].to(dtype)
     rebuilt = factorize(layer, *bases(layer, form, None, None))
@@ -89,7 +89,7 @@ def test_at_full_rank_a_rebuilt_layer_equals_the_layer(case, form, dtype):
 
 
 @checked
-@given(layers_and_inputs, st.sampled_from(FORMS[1:]), st.data())
+@given(layers_and_inputs, st.sampled_from(PROJECTIONS[1:]), st.data())
 def test_at_reduced_rank_it_equals_the_layer_with_a_projected_weight(case, form, data):
     layer, x = case[0].double(), case[1].double()
     spec = LayerSpec.of("layer", layer)
@@ -109,7 +109,7 @@ def test_at_reduced_rank_it_equals_the_layer_with_a_projected_weight(case, form,
 
 
 @checked
-@given(layers_and_inputs, st.sampled_from(FORMS), st.data())
+@given(layers_and_inputs, st.sampled_from(PROJECTIONS), st.data())
 def test_cost_is_what_torch_counts_on_the_built_layer(case, form, data):
     layer, x = case
     x = x[:1] if x.dim() == 4 and isinstance(layer, nn.Conv2d) else x
@@ -132,7 +132,7 @@ def test_a_512_to_512_layer_cut_to_32_directions_costs_a_fiftieth():
     assert cost(spec, "both", 32, 32, 16, 16).flops == pytest.approx(sum(shares) / 100 * dense.flops)
 
 
-@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("form", PROJECTIONS[1:])
 def test_children_bias_and_geometry(form):
     layer = nn.Conv2d(
         8, 12, (3, 1), stride=2, padding=(2, 1), dilation=(2, 1), groups=2, padding_mode="circular"
@@ -191,13 +191,13 @@ def test_building_draws_no_random_numbers_and_leaves_the_layer_alone():
 @pytest.mark.parametrize(
     ("layer", "forms"),
     [
-        (nn.Conv2d(4, 4, 3), FORMS),
+        (nn.Conv2d(4, 4, 3), PROJECTIONS),
         (nn.Conv2d(1, 4, 3), ("dense", "output")),
         (nn.Conv2d(4, 8, 3, groups=4), ("dense", "output")),
         (nn.Conv2d(8, 4, 3, groups=4), ("dense", "input")),
         (nn.Conv2d(4, 4, 3, groups=4), ("dense",)),
         (nn.Conv2d(4, 4, 1, stride=2), ("dense",)),
-        (nn.Conv2d(4, 4, 2, stride=2), FORMS),
+        (nn.Conv2d(4, 4, 2, stride=2), PROJECTIONS),
         (nn.Linear(4, 1), ("dense", "input")),
         (nn.Linear(1, 1), ("dense",)),
     ],
@@ -214,7 +214,7 @@ def test_the_forms_of_a_grouped_layer_never_mix_groups():
     x = torch.randn(1, 4, 5, 5, dtype=torch.float64)
     changed = x.clone()
     changed[:, 2:] += 1
-    for form, rank in itertools.product(FORMS[1:], (1, 2)):
+    for form, rank in itertools.product(PROJECTIONS[1:], (1, 2)):
         rebuilt = factorize(layer, *bases(layer, form, rank, rank))
         assert torch.equal(rebuilt(x)[:, :3], rebuilt(changed)[:, :3])
         assert not torch.equal(rebuilt(x)[:, 3:], rebuilt(changed)[:, 3:])
@@ -231,7 +231,7 @@ def blocks(weight, groups):
 
 
 @checked
-@given(layers_and_inputs, st.lists(st.sampled_from(FORMS[1:]), min_size=2, max_size=3), st.data())
+@given(layers_and_inputs, st.lists(st.sampled_from(PROJECTIONS[1:]), min_size=2, max_size=3), st.data())
 def test_rounds_of_cuts_equal_the_dense_layer_with_the_product_of_their_projections(case, rounds, data):
     dense, x = case[0].double(), case[1].double()
     spec = LayerSpec.of("layer", dense)
@@ -264,7 +264,7 @@ def test_rounds_of_cuts_equal_the_dense_layer_with_the_product_of_their_projecti
 
 
 @checked
-@given(layers_and_inputs, st.sampled_from(FORMS[1:]), st.sampled_from(FORMS[1:]), st.data())
+@given(layers_and_inputs, st.sampled_from(PROJECTIONS[1:]), st.sampled_from(PROJECTIONS[1:]), st.data())
 def test_after_training_a_factored_layer_is_projected_at_its_core(case, first, second, data):
     dense, x = case[0].double(), case[1].double()
     ranks = [data.draw(st.integers(1, width)) for width in (dense.weight.shape[1], dense.weight.shape[1])]
@@ -294,7 +294,7 @@ def test_after_training_a_factored_layer_is_projected_at_its_core(case, first, s
 
 
 @checked
-@given(layers_and_inputs, st.sampled_from(FORMS[1:]), st.sampled_from(FORMS), st.data())
+@given(layers_and_inputs, st.sampled_from(PROJECTIONS[1:]), st.sampled_from(PROJECTIONS), st.data())
 def test_cost_of_a_second_cut_is_what_torch_counts(case, first, second, data):
     layer, x = case
     x = x[:1] if x.dim() == 4 and isinstance(layer, nn.Conv2d) else x

@@ -322,7 +322,7 @@ def test_set_recomputes_costs_and_loss(net, factors):
             "blocks.0",
             {"form": "tucker"},
             ValueError,
-            "form must be one of dense, input, output, both, got 'tucker'",
+            "form must be one of dense, input, output, both, depthwise, got 'tucker'",
         ),
         ("blocks.0", {"input_rank": 0}, ValueError, r"input_rank of 'blocks.0' must lie in 1…16, got 0"),
         ("blocks.0", {"output_rank": 17}, ValueError, r"1…16, got 17"),

@@ -1,5 +1,6 @@
 """Plans that cut directions: which form each layer takes, and how many directions of each side it keeps."""
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import LayerSpec, layer_at
 from eigendamage_ext.pruning.allocation import Side, Target, Term, allowed, allowed_ranks, solve
+from eigendamage_ext.pruning.depthwise import separate
 from eigendamage_ext.pruning.forms import (
     FORMS,
     UNROTATED,
@@ -38,12 +40,14 @@ class LayerPlan:
     Attributes:
         name: Its name in the model.
         spec: The layer in numbers; of one that was rebuilt before, its core.
-        form: "dense" (left alone), "input", "output" or "both": which sides are rotated, and cut.
+        form: "dense" (left alone), "input", "output" or "both": which sides are rotated, and cut; or
+            "depthwise": both, and the core is a depthwise convolution.
         input_rank: Input directions kept in each group; all of them where the form has no input rotation.
         output_rank: Output directions kept in each group, likewise.
         params: Parameters before and after.
         flops: FLOPs of one example before and after, 2·MAC.
-        predicted_loss: Increase of the mean loss that the quadratic model predicts for this cut alone.
+        predicted_loss: Increase of the mean loss that the quadratic model predicts for this cut alone; None
+            for "depthwise".
         note: Why the layer was left alone, or that it was set by hand.
     """
 
@@ -54,7 +58,7 @@ class LayerPlan:
     output_rank: int
     params: Change
     flops: Change
-    predicted_loss: float
+    predicted_loss: float | None
     note: str = ""
 
 
@@ -82,13 +86,19 @@ class Candidate:
 
     def least_cost(self, input_rank: int, output_rank: int, by: str) -> int:
         """The cheapest form's "params" or "flops" when each side keeps this rank, or all of it."""
-        costs = (self.cost(form, input_rank, output_rank) for form in self.forms)
+        costs = (self.cost(form, input_rank, output_rank) for form in self._at(input_rank, output_rank))
         return min(c.params if by == "params" else c.flops for c in costs)
 
     def cheapest(self, input_rank: int, output_rank: int, by: str) -> LayerPlan:
         """The row of the cheapest form; among equals the one that loses least."""
-        rows = [self.row(form, input_rank, output_rank) for form in self.forms]
-        return min(rows, key=lambda row: (getattr(row, by).after, row.predicted_loss))
+        rows = [self.row(form, input_rank, output_rank) for form in self._at(input_rank, output_rank)]
+        losses = {row.form: math.inf if row.predicted_loss is None else row.predicted_loss for row in rows}
+        return min(rows, key=lambda row: (getattr(row, by).after, losses[row.form]))
+
+    def _at(self, input_rank: int, output_rank: int) -> Sequence[str]:
+        """The forms that count at these ranks: a layer that loses no direction stays as it is."""
+        whole = (input_rank, output_rank) == (self.spec.in_per_group, self.spec.out_per_group)
+        return ("dense",) if whole else self.forms
 
     def options(
         self, input_ranks: Sequence[int], output_ranks: Sequence[int], by: str
@@ -122,6 +132,7 @@ class Candidate:
         input_rank = input_rank if rotates_input(form) else self.spec.in_per_group
         output_rank = output_rank if rotates_output(form) else self.spec.out_per_group
         before, after = self.cost("dense", 0, 0), self.cost(form, input_rank, output_rank)
+        loss = self.scores.predicted_loss(input_rank, output_rank) if self.scores else 0.0
         return LayerPlan(
             name=self.spec.name,
             spec=self.spec,
@@ -130,7 +141,7 @@ class Candidate:
             output_rank=output_rank,
             params=Change(before.params, after.params),
             flops=Change(before.flops, after.flops),
-            predicted_loss=self.scores.predicted_loss(input_rank, output_rank) if self.scores else 0.0,
+            predicted_loss=None if form == "depthwise" else loss,
             note=note,
         )
 
@@ -171,9 +182,10 @@ class DirectionPlan(Plan[LayerPlan]):
         self._candidates = dict(candidates)
 
     @property
-    def predicted_loss(self) -> float:
-        """Sum over the layers: the quadratic model has no terms between layers."""
-        return sum(row.predicted_loss for row in self.values())
+    def predicted_loss(self) -> float | None:
+        """Sum over the layers: the quadratic model has no terms between layers. None if one has no number."""
+        losses = [row.predicted_loss for row in self.values()]
+        return None if None in losses else sum(loss for loss in losses if loss is not None)
 
     def scores(self, name: str) -> LayerScores | None:
         """What the directions of a layer are worth; None for one that can only stay dense."""
@@ -191,7 +203,8 @@ class DirectionPlan(Plan[LayerPlan]):
 
         Args:
             name: The layer.
-            form: "dense", "input", "output" or "both". None: the one that rotates just the sides then cut.
+            form: "dense", "input", "output", "both" or "depthwise", as the method has them. None: the one
+                that rotates just the sides then cut, or "depthwise".
             input_rank: Input directions kept in each group. None: as many as now.
             output_rank: Output directions kept in each group. None: as many as now.
 
@@ -219,10 +232,14 @@ class DirectionPlan(Plan[LayerPlan]):
             form = form_of(
                 input_rotation=ranks[0] < spec.in_per_group, output_rotation=ranks[1] < spec.out_per_group
             )
+            if form != "dense" and "depthwise" in candidate.forms:
+                form = "depthwise"
         if form not in FORMS:
             raise ValueError(f"plan.set: form must be one of {', '.join(FORMS)}, got {form!r}")
         if form not in candidate.forms:
             reason = obstacle(spec) or "a side of one channel has no direction to cut"
+            if "depthwise" in (form, *candidate.forms):
+                reason = f"the method is {self.settings['method']!r}"
             choice = " or ".join(candidate.forms)
             raise ValueError(f"plan.set: form of {name!r} must be {choice}, got {form!r}; {reason}")
         rotated = (rotates_input(form), rotates_output(form))
@@ -245,7 +262,7 @@ class DirectionPlan(Plan[LayerPlan]):
         return {"form": row.form, "input_rank": row.input_rank, "output_rank": row.output_rank}
 
     def _rebuild(self, model: nn.Module, inplace: bool) -> nn.Module:
-        builders = {}
+        builders: dict[str, Callable[[nn.Module], nn.Module]] = {}
         for name, row in self.items():
             wanted, found = self._candidates[name].rotations, Rotations.around(model.get_submodule(name))
             if found != wanted:
@@ -253,10 +270,20 @@ class DirectionPlan(Plan[LayerPlan]):
                     f"apply: layer {name!r} of model must be as in the plan, got {found} in place of "
                     f"{wanted}; pass the model that was analysed, or one built alike"
                 )
-            if row.form != "dense":
-                inputs, outputs = self._candidates[name].bases(row)
+            if row.form == "dense":
+                continue
+            inputs, outputs = self._candidates[name].bases(row)
+            if inputs is not None and outputs is not None and row.form == "depthwise":
+                builders[name] = partial(self._separate, name, inputs, outputs)
+            else:
                 builders[name] = partial(factorize, input_basis=inputs, output_basis=outputs)
         return rebuild(model, builders, inplace=inplace)
+
+    def _separate(self, name: str, inputs: Tensor, outputs: Tensor, layer: nn.Module) -> nn.Module:
+        """The layer with a depthwise core; its row then tells how much of the core that leaves out."""
+        separated, error = separate(layer, inputs, outputs, seed=self.settings["seed"])
+        self._rows[name] = replace(self[name], note=f"{100 * error:.0f} % of the core's norm left out")
+        return separated
 
 
 def plan_directions(

@@ -10,6 +10,9 @@ The last child carries the bias. A form says which rotations there are; the side
 direction and its rotation is merged into the core. A rotation is pointwise and has no bias, so it commutes
 with every padding mode. Ranks count directions of one group; g is 1 except for grouped convolutions.
 
+In the form "depthwise" the core's weight is a sum of R outer products, R the smaller rank: the rotations take
+in two of their factors, and the core that is left is a depthwise convolution between R channels.
+
 A layer that an earlier round rebuilt is cut at its core and never gets deeper. Its form says which sides this
 round rotates; a rotation that was there before takes the new one in, or stays as it is: Q_Aᵀ·B_Aᵀ, B_G·Q_G.
 """
@@ -23,11 +26,13 @@ from torch import Tensor, nn
 
 from eigendamage_ext.curvature.layers import LayerSpec, is_factored
 
-FORMS = ("dense", "input", "output", "both")
+PROJECTIONS = ("dense", "input", "output", "both")
+FORMS = (*PROJECTIONS, "depthwise")
 CHILDREN = {
     "input": ("input_rotation", "core"),
     "output": ("core", "output_rotation"),
     "both": ("input_rotation", "core", "output_rotation"),
+    "depthwise": ("input_rotation", "core", "output_rotation"),
 }
 
 
@@ -74,18 +79,27 @@ def parts(layer: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 
 
 def form_of(*, input_rotation: bool, output_rotation: bool) -> str:
-    """The form with these rotations."""
-    return FORMS[input_rotation + 2 * output_rotation]
+    """The form with these rotations and a core that is not separated."""
+    return PROJECTIONS[input_rotation + 2 * output_rotation]
+
+
+def form_at(layer: nn.Module) -> str:
+    """The form that a rebuilt layer has."""
+    old = parts(layer)
+    groups = {name: LayerSpec.of(name, child).groups for name, child in old.items()}
+    if groups["core"] > groups.get("input_rotation", groups["core"]):
+        return "depthwise"
+    return form_of(input_rotation="input_rotation" in old, output_rotation="output_rotation" in old)
 
 
 def rotates_input(form: str) -> bool:
     """Whether the form has an input rotation."""
-    return form in ("input", "both")
+    return form in ("input", "both", "depthwise")
 
 
 def rotates_output(form: str) -> bool:
     """Whether the form has an output rotation."""
-    return form in ("output", "both")
+    return form in ("output", "both", "depthwise")
 
 
 def obstacle(spec: LayerSpec) -> str | None:
@@ -98,15 +112,21 @@ def obstacle(spec: LayerSpec) -> str | None:
 
 
 def available(spec: LayerSpec) -> tuple[str, ...]:
-    """The forms a layer can take; a rotation needs two directions or more on its side."""
+    """The projections a layer can take; a rotation needs two directions or more on its side."""
     if obstacle(spec):
         return ("dense",)
     return tuple(
         form
-        for form in FORMS
+        for form in PROJECTIONS
         if (spec.in_per_group > 1 or not rotates_input(form))
         and (spec.out_per_group > 1 or not rotates_output(form))
     )
+
+
+def separable(spec: LayerSpec) -> bool:
+    """Whether a layer can take the form "depthwise": a kernel over several channels and positions."""
+    wide = spec.in_channels > 1 and spec.out_channels > 1
+    return spec.groups == 1 and spec.kernel_positions > 1 and wide
 
 
 def cost(
@@ -132,10 +152,13 @@ def cost(
     """
     inputs = input_rank if rotates_input(form) else spec.in_per_group
     outputs = output_rank if rotates_output(form) else spec.out_per_group
+    core = spec.groups * inputs * outputs * spec.kernel_positions
+    if form == "depthwise":
+        inputs = outputs = inputs * (inputs < outputs) + outputs * (inputs >= outputs)  # of tensors, too
+        core = inputs * spec.kernel_positions
     read = rotations.inputs or (spec.in_per_group if rotates_input(form) else 0)
     made = rotations.outputs or (spec.out_per_group if rotates_output(form) else 0)
     input_rotation = spec.groups * read * inputs
-    core = spec.groups * inputs * outputs * spec.kernel_positions
     output_rotation = spec.groups * outputs * made
     bias = rotations.bias + (spec.out_channels if spec.bias else 0)
     return Cost(
@@ -175,15 +198,20 @@ def build(layer: nn.Module, form: str, input_rank: int, output_rank: int) -> nn.
 
     Args:
         layer: The Conv2d or Linear to be replaced, or what it was rebuilt as before; it is not changed.
-        form: "input", "output" or "both": the rotations that there shall be, old ones included.
+        form: "input", "output" or "both": the rotations that there shall be, old ones included; or
+            "depthwise", for a layer that is `separable` or has that form.
         input_rank: Input directions kept in each group; not read where the form merges this side.
-        output_rank: Output directions kept in each group, likewise.
+        output_rank: Output directions kept in each group, likewise; for "depthwise" the same number.
     """
     old = parts(layer)
     core, first, last = old["core"], next(iter(old.values())), next(reversed(old.values()))
     spec = LayerSpec.of("", core)
     inputs = spec.groups * (input_rank if rotates_input(form) else spec.in_per_group)
     outputs = spec.groups * (output_rank if rotates_output(form) else spec.out_per_group)
+    groups = dict.fromkeys(CHILDREN[form], spec.groups)
+    if form == "depthwise":
+        inputs = outputs = input_rank
+        groups = {"input_rotation": 1, "core": input_rank, "output_rotation": 1}
     widths = {
         "input_rotation": (LayerSpec.of("", first).in_channels, inputs),
         "core": (inputs, outputs),
@@ -192,7 +220,7 @@ def build(layer: nn.Module, form: str, input_rank: int, output_rank: int) -> nn.
     children: OrderedDict[str, nn.Module] = OrderedDict()
     for name in CHILDREN[form]:
         bias = last.bias if name == CHILDREN[form][-1] else None
-        child = _like(core, *widths[name], core=name == "core", bias=bias is not None)
+        child = _like(core, *widths[name], groups[name], core=name == "core", bias=bias is not None)
         child.weight.requires_grad_(old.get(name, core).weight.requires_grad)
         if child.bias is not None and bias is not None:
             child.bias.requires_grad_(bias.requires_grad)
@@ -216,20 +244,38 @@ def factorize(layer: nn.Module, input_basis: Tensor | None, output_basis: Tensor
         output_basis: Orthonormal columns ``(g, c_out/g, r_G)``, float64, likewise.
     """
     old = parts(layer)
-    weights = {name: grouped_weight(child) for name, child in old.items()}
     if "input_rotation" in old and input_basis is not None and _complete(input_basis):
         input_basis = None
     if "output_rotation" in old and output_basis is not None and _complete(output_basis):
         output_basis = None
-    weights["core"] = rotate(weights["core"], input_basis, output_basis)
-    if input_basis is not None:
+    core = rotate(grouped_weight(old["core"]), input_basis, output_basis)
+    return assemble(layer, core, input_basis, output_basis)
+
+
+def assemble(
+    layer: nn.Module, core: Tensor, inputs: Tensor | None, outputs: Tensor | None, *, separated: bool = False
+) -> nn.Sequential:
+    """A layer with a new core between new rotations; those that it has already take the new ones in.
+
+    Args:
+        layer: The Conv2d or Linear to be replaced, or what it was rebuilt as before; it is not changed.
+        core: The core's weight, ``(g, r_G, r_A, K)``.
+        inputs: The core's inputs in terms of those it had, ``(g, c_in/g, r_A)``; None: the same.
+        outputs: The outputs it had in terms of the core's, ``(g, c_out/g, r_G)``; None: the same.
+        separated: The form is "depthwise": g is R for the core, with ranks of 1, and 1 for the rotations.
+    """
+    old = parts(layer)
+    weights = {name: grouped_weight(child) for name, child in old.items()} | {"core": core}
+    if inputs is not None:
         before = weights.get("input_rotation")
-        weights["input_rotation"] = input_basis.mT if before is None else rotate(before, None, input_basis)
-    if output_basis is not None:
+        weights["input_rotation"] = inputs.mT if before is None else rotate(before, None, inputs)
+    if outputs is not None:
         before = weights.get("output_rotation")
-        weights["output_rotation"] = output_basis if before is None else rotate(before, output_basis, None)
+        weights["output_rotation"] = outputs if before is None else rotate(before, outputs, None)
     form = form_of(input_rotation="input_rotation" in weights, output_rotation="output_rotation" in weights)
-    output_rank, input_rank = weights["core"].shape[1:3]
+    output_rank, input_rank = core.shape[1:3]
+    if separated:
+        form, input_rank, output_rank = "depthwise", len(core), len(core)
     sequential = build(layer, form, input_rank, output_rank)
     bias = next(reversed(old.values())).bias
     with torch.no_grad():
@@ -247,7 +293,7 @@ def _complete(basis: Tensor) -> bool:
 
 
 def _like(
-    layer: nn.Conv2d | nn.Linear, inputs: int, outputs: int, *, core: bool, bias: bool
+    layer: nn.Conv2d | nn.Linear, inputs: int, outputs: int, groups: int, *, core: bool, bias: bool
 ) -> nn.Conv2d | nn.Linear:
     """A layer of the same kind without memory: the layer's own geometry for the core, 1×1 for a rotation."""
     if isinstance(layer, nn.Linear):
@@ -262,5 +308,5 @@ def _like(
             "padding_mode": layer.padding_mode,
         }
     return nn.Conv2d(
-        inputs, outputs, groups=layer.groups, bias=bias, device="meta", dtype=layer.weight.dtype, **geometry
+        inputs, outputs, groups=groups, bias=bias, device="meta", dtype=layer.weight.dtype, **geometry
     )

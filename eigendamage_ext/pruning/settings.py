@@ -56,6 +56,11 @@ class Settings:
                 f"plan: target must be in flops or params for allocation='least_loss', got {self.target!r}; "
                 "a ratio of units has no cost"
             )
+        if self.allocation == "least_loss" and not self.cutter.predicts:
+            raise ValueError(
+                f"plan: allocation must be 'threshold' for method={self.method!r}, which does not predict "
+                "all that is lost, got 'least_loss'"
+            )
         _check_number("max_ratio", self.max_ratio)
         if not 0 <= self.max_ratio <= 1:
             raise ValueError(
@@ -94,11 +99,11 @@ class Settings:
 
     def record(self) -> dict[str, Any]:
         """What counts for the method, as JSON."""
-        names = ["method", "max_ratio", "round_to"]
+        names = ["method", "max_ratio", "round_to", "seed"]
         if self.cuts_directions:
             names += ["scores", "allocation", "prune_head"]
         else:
-            names += ["damping", "seed", "reference_compat"]
+            names += ["damping", "reference_compat"]
         goal = self.goal
         return {"target": {goal.measure: goal.value}} | {name: getattr(self, name) for name in names}
 

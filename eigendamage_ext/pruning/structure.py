@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from eigendamage_ext._files import ArtifactError
 from eigendamage_ext.curvature.layers import LayerSpec, is_factored, select
-from eigendamage_ext.pruning.forms import CHILDREN, FORMS, build, parts, rotates_input, rotates_output
+from eigendamage_ext.pruning.forms import (
+    CHILDREN,
+    FORMS,
+    build,
+    form_at,
+    parts,
+    rotates_input,
+    rotates_output,
+    separable,
+)
 from eigendamage_ext.pruning.surgery import rebuild, resized, widths
 
 
@@ -46,9 +55,9 @@ def restored(into: nn.Module, layers: Any, tensors: dict[str, Tensor]) -> nn.Mod
 
 def _shape(module: nn.Module) -> dict[str, Any]:
     """Form and ranks of a rebuilt layer."""
-    names = tuple(name for name, _ in module.named_children())
-    core = LayerSpec.of("core", module.get_submodule("core"))
-    [form] = [form for form, children in CHILDREN.items() if children == names]
+    form, core = form_at(module), LayerSpec.of("core", module.get_submodule("core"))
+    if form == "depthwise":
+        return {"form": form, "input_rank": core.in_channels, "output_rank": core.out_channels}
     return {"form": form, "input_rank": core.in_per_group, "output_rank": core.out_per_group}
 
 
@@ -96,7 +105,7 @@ def _checked(name: str, layer: nn.Module | None, shape: Any) -> tuple[str, int, 
     """Form and ranks of one layer in the manifest; no more than `layer` allows, so neither is the memory."""
     shape = _mapping(shape, f"layer {name!r}")
     core = None if layer is None else parts(layer).get("core")
-    if core is None:
+    if layer is None or core is None:
         got = "no such layer" if layer is None else f"a {type(layer).__name__}"
         raise ArtifactError(
             f"load: into must have a Conv2d or Linear {name!r}, got {got}; build it like the model that was "
@@ -108,10 +117,18 @@ def _checked(name: str, layer: nn.Module | None, shape: Any) -> tuple[str, int, 
             f"load: form of layer {name!r} must be {' or '.join(CHILDREN)}, got {reprlib.repr(form)}"
         )
     spec = LayerSpec.of(name, core)
+    widths = spec.in_per_group, spec.out_per_group
+    if form == "depthwise":
+        if not separable(spec) and form_at(layer) != form:
+            raise ArtifactError(
+                f"load: layer {name!r} of into must have a kernel over several channels and positions to be "
+                f"{form!r}, got {core}; build it like the model that was pruned"
+            )
+        widths = (min(spec.in_channels, spec.out_channels),) * 2
     ranks = []
     for side, width, rotated in (
-        ("input_rank", spec.in_per_group, rotates_input(form)),
-        ("output_rank", spec.out_per_group, rotates_output(form)),
+        ("input_rank", widths[0], rotates_input(form)),
+        ("output_rank", widths[1], rotates_output(form)),
     ):
         rank, least = shape.get(side), 1 if rotated else width
         if not isinstance(rank, int) or isinstance(rank, bool) or not least <= rank <= width:
@@ -120,6 +137,11 @@ def _checked(name: str, layer: nn.Module | None, shape: Any) -> tuple[str, int, 
                 f"{reprlib.repr(rank)}; build `into` like the model that was pruned"
             )
         ranks.append(rank)
+    if form == "depthwise" and ranks[0] != ranks[1]:
+        raise ArtifactError(
+            f"load: ranks of layer {name!r} must be equal for {form!r}, got {ranks[0]} and {ranks[1]}; save "
+            "it again"
+        )
     return form, ranks[0], ranks[1]
 
 

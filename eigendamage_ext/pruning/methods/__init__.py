@@ -8,6 +8,7 @@ from eigendamage_ext.pruning.methods.c_obd import COBD
 from eigendamage_ext.pruning.methods.c_obs import COBS
 from eigendamage_ext.pruning.methods.directions import DirectionMethod
 from eigendamage_ext.pruning.methods.eigendamage import EigenDamage
+from eigendamage_ext.pruning.methods.eigendamage_depthwise import EigenDamageDepthwise
 from eigendamage_ext.pruning.methods.filters import FilterMethod
 from eigendamage_ext.pruning.methods.kron_obd import KronOBD
 from eigendamage_ext.pruning.methods.kron_obs import KronOBS
@@ -20,6 +21,7 @@ METHODS: dict[str, DirectionMethod | FilterMethod] = {
     method.name: method
     for method in (
         EigenDamage(),
+        EigenDamageDepthwise(),
         COBD(),
         COBS(),
         KronOBD(),

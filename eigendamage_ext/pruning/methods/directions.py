@@ -66,10 +66,12 @@ class DirectionMethod(ABC):
     Attributes:
         name: As given to `plan`.
         needs: The kind of factors it is scored by.
+        predicts: Whether the loss predicted for a cut is all that its forms lose.
     """
 
     name: ClassVar[str]
     needs: ClassVar[str] = "channel"
+    predicts: ClassVar[bool] = True
 
     @abstractmethod
     def scores(self, spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis) -> LayerScores:
