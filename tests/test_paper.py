@@ -123,31 +123,45 @@ def test_every_stage_leaves_its_file_and_a_line(config: Path, whole: Path) -> No
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_results_are_what_the_networks_score(whole: Path) -> None:
-    (x, y), (test_x, test_y) = digits(3)
+def parts(seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The images of `TINY`, normalised by those that are trained on."""
+    (x, y), (test_x, test_y) = digits(seed)
     rows, test_rows = torch.arange(150) * len(x) // 150, torch.arange(60) * len(test_x) // 60
-    x, y, test_x, test_y = x[rows], y[rows], test_x[test_rows], test_y[test_rows]
     held_out = torch.arange(150) % 10 == 0
-    mean, std = x[~held_out].mean(), x[~held_out].std()
+    mean, std = x[rows][~held_out].mean(), x[rows][~held_out].std()
+    x, y, test_x = (x[rows] - mean) / std, y[rows], (test_x[test_rows] - mean) / std
+    return {
+        "train": (x[~held_out], y[~held_out]),
+        "validation": (x[held_out], y[held_out]),
+        "test": (test_x, test_y[test_rows]),
+    }
 
-    def accuracy(path: Path, x: torch.Tensor, y: torch.Tensor) -> float:
+
+def test_images_are_held_out_and_normalised(config: Path) -> None:
+    read = settings.read(config)
+    found = experiment.Experiment(read, Path(), Path(), device="cpu", deadline=None).images(3)
+    for name, (x, y) in parts(3).items():
+        torch.testing.assert_close(getattr(found, name)[0], x)
+        assert torch.equal(getattr(found, name)[1], y)
+
+
+def test_results_are_what_the_networks_score(whole: Path) -> None:
+    of = parts(3)
+
+    def accuracy(path: Path, part: str) -> float:
+        x, y = of[part]
         model = ed.load(path, into=ResNet(8, (8, 8, 12), in_channels=1)).eval()
         with torch.no_grad():
-            return float((model((x - mean) / std).argmax(1) == y).float().mean())
+            return float((model(x).argmax(1) == y).float().mean())
 
     dense = json.loads((whole / "small-seed3" / "dense" / "result.json").read_text())
-    assert dense["accuracy"] == pytest.approx(
-        accuracy(whole / "small-seed3/trained.safetensors", test_x, test_y)
-    )
+    assert dense["accuracy"] == pytest.approx(accuracy(whole / "small-seed3/trained.safetensors", "test"))
     for folder in CUTS:
         found = json.loads((whole / "small-seed3" / folder / "result.json").read_text())
         path = whole / "small-seed3" / folder
-        assert found["accuracy_bn"] == pytest.approx(accuracy(path / "cut.safetensors", test_x, test_y))
+        assert found["accuracy_bn"] == pytest.approx(accuracy(path / "cut.safetensors", "test"))
         tried = {
-            rate: [
-                accuracy(path / f"tuned-{rate:g}.safetensors", *part)
-                for part in ((x[held_out], y[held_out]), (test_x, test_y))
-            ]
+            rate: [accuracy(path / f"tuned-{rate:g}.safetensors", part) for part in ("validation", "test")]
             for rate in (0.2, 0.01)
         }
         best = max(tried, key=lambda rate: tried[rate][0])

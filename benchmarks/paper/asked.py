@@ -29,8 +29,8 @@ class Asked:
         """Everything that is asked for, in order."""
         yield cls()
         for pruning in settings.pruning:
-            for variant in pruning.variants:
-                for cut in pruning.cuts:
+            for cut in pruning.cuts:
+                for variant in pruning.variants:
                     for step in range(1, pruning.steps + 1):
                         yield cls(pruning, variant, cut, step)
 

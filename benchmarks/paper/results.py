@@ -34,7 +34,7 @@ TITLES = {
     "resnet32": "ResNet-32, 16/32/64, CIFAR-10 as JPEG",
     "digits": "ResNet-8, 64/128/256, digits",
 }
-ROUNDS = "digits-rounds"
+ROUNDS, EXACT = "digits-rounds", "digits-exact"
 KEPT = (
     "seed",
     "flops_kept",
@@ -52,7 +52,7 @@ Record = dict[str, Any]
 def distil(out: Path) -> Record:
     """What every small experiment found, and where."""
     experiments = {}
-    for name in (*TITLES, ROUNDS):
+    for name in (*TITLES, ROUNDS, EXACT):
         settings = read(CONFIGS / f"{name}.toml")
         found = [
             row._replace(done=[_rounded(record) for record in row.done]) for row in rows(out / name, settings)
@@ -121,7 +121,7 @@ def _named(method: str) -> str:
     return method.replace(".", ", ").replace("_", " ")
 
 
-def _cell(row: Row, best: float) -> str:
+def _cell(row: Row, best: float | None = None) -> str:
     """Cut, with BN re-estimated, fine-tuned."""
     if not row.done:
         return f"not below {fmean(row.nearest):.2f}"
@@ -150,6 +150,30 @@ def rounds(found: Sequence[Row]) -> str:
     return _markdown(lines)
 
 
+def fishers(drawn: Sequence[Row], exact: Sequence[Row]) -> str:
+    """A table: what methods find by one drawn label, and by the exact Fisher."""
+    cuts = [row for row in exact if row.manner != DENSE]
+    budgets, methods = (
+        list(dict.fromkeys(getattr(row, key) for row in cuts)) for key in ("budget", "method")
+    )
+    head = [
+        "cut by",
+        *(f"{b.removeprefix('flops ')}, {how}" for b in budgets for how in ("one draw", "exact")),
+    ]
+    lines = [head, ["---"] * len(head)]
+    for method in methods:
+        wanted = [(method, budget) for budget in budgets]
+        rows = [
+            row
+            for key in wanted
+            for found in (drawn, exact)
+            for row in found
+            if (row.method, row.budget) == key
+        ]
+        lines.append([_named(method), *(_cell(row) for row in rows)])
+    return _markdown(lines)
+
+
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -170,6 +194,7 @@ def sections(record: Record) -> Iterator[tuple[str, str]]:
         f"![Accuracy against FLOPs](results.svg)\n\n{one_pass(experiments)}\n\n{provenance(record['about'])}",
     )
     yield "rounds", rounds(experiments[ROUNDS])
+    yield "fishers", fishers(experiments["digits"], experiments[EXACT])
 
 
 def page(document: str, record: Record) -> str:
