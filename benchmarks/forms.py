@@ -4,15 +4,16 @@
 
 Prints docs/method.md's table: a square layer of 64 to 512 channels with no more than half its FLOPs left, as
 three factors, as two, and with fewer filters on both sides, each against the dense layer in the same rounds.
+It is the CPU time of one thread that counts, which other processes disturb little.
 """
 
 import argparse
+import time
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contest import THREADS, seconds
 from eigendamage_ext.curvature.layers import LayerSpec
 from eigendamage_ext.pruning.forms import cost, factorize
 
@@ -52,20 +53,21 @@ def layer(way: str, channels: int, side: int) -> tuple[nn.Module, int, int]:
     return factorize(dense, *sides[form]), channels, rank
 
 
+def seconds(module: nn.Module, x: Tensor) -> float:
+    """CPU time of a call."""
+    start = time.process_time()
+    module(x)
+    return time.process_time() - start
+
+
 def measure(channels: int, side: int, batch: int, budget: float) -> dict[str, tuple[int, float]]:
     """Directions or filters left and median seconds of each way, timed in turn for about `budget` seconds."""
-    made = {way: layer(way, channels, side) for way in WAYS}
-    inputs = {way: torch.randn(batch, width, side, side) for way, (_, width, _) in made.items()}
-
-    def once(way: str) -> Tensor:
-        out: Tensor = made[way][0](inputs[way])
-        return out
-
-    warm = min(sum(seconds(lambda way=way: once(way)) for way in WAYS) for _ in range(3))
-    rounds = max(LEAST_ROUNDS, int(budget / warm))
-    times = [[seconds(lambda way=way: once(way)) for way in WAYS] for _ in range(rounds)]
+    ways = {way: layer(way, channels, side) for way in WAYS}
+    runs = [(module, torch.randn(batch, width, side, side)) for module, width, _ in ways.values()]
+    warm = min(sum(seconds(*run) for run in runs) for _ in range(3))
+    times = [[seconds(*run) for run in runs] for _ in range(max(LEAST_ROUNDS, int(budget / warm)))]
     medians = map(median, zip(*times, strict=True))
-    return {way: (made[way][2], taken) for way, taken in zip(WAYS, medians, strict=True)}
+    return {way: (left, taken) for (way, (_, _, left)), taken in zip(ways.items(), medians, strict=True)}
 
 
 def main() -> None:
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="for each shape and batch")
     budget = parser.parse_args().seconds
     torch.manual_seed(0)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)
     print(f"| N | layer | {' | '.join(WAYS)} |\n|---|---|{'---|' * len(WAYS)}")
     with torch.no_grad():
         for batch in BATCHES:
