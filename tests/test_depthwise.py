@@ -287,10 +287,58 @@ def test_a_manifest_that_no_such_layer_could_have_is_refused(shape, message):
         restored(network(), {"2": shape}, {})
 
 
-def test_a_later_round_leaves_it_as_it_is():
-    _, _, result = pruned({"ratio": 0.4})
-    loader = [torch.randn(4, 3, 8, 8)]
-    factors = ed.estimate_factors(result.model, loader, progress=False)
-    plan = ed.plan(result.model, factors, target={"ratio": 0.0}, method="eigendamage-depthwise")
-    assert plan["4"].form == "dense" and "no direction to cut" in plan["4"].note
-    assert plan["4"].params.before == sum(p.numel() for p in result.model[4].parameters())
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_later_round_cuts_channels_of_the_core_by_what_they_are_worth(corrected):
+    _, _, result = pruned({"ratio": 0.3})
+    model, x = result.model.double(), torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    loader = [(x, torch.arange(6) % 4)]
+    factors = ed.estimate_factors(model, loader, progress=False)
+    scores = "kfac"
+    if corrected:
+        factors.second_moments(model, loader, progress=False)
+        scores = "ekfac"
+    plan = ed.plan(model, factors, target={"ratio": 0.0}, scores=scores)
+    core = model[4].core
+    width, rank = core.in_channels, core.in_channels // 2
+    assert width > 3 and plan["4"].widths == (width, width)
+    assert (plan["4"].form, plan["4"].input_rank, plan["4"].output_rank) == ("dense", width, width)
+
+    weight = core.weight.detach().reshape(width, -1)
+    if corrected:
+        worth = (factors["4"].S.reshape(width, -1) * weight**2).sum(1)
+    else:
+        worth = factors["4"].A.flatten() * factors["4"].G.flatten() * (weight**2).sum(1)
+    lost = worth.argsort()[: width - rank]
+    plan.set("4", input_rank=rank)
+    assert (plan["4"].form, plan["4"].input_rank, plan["4"].output_rank) == ("depthwise", rank, rank)
+    assert plan["4"].predicted_loss == pytest.approx(0.5 * float(worth[lost].sum()))
+    cut = plan.apply(model)
+    assert (cut.params_after, cut.flops_after) == (plan.params_after, plan.flops_after)
+    assert [tuple(child.weight.shape[:2]) for child in cut.model[4]] == [(rank, 8), (rank, 1), (10, rank)]
+    with torch.no_grad():
+        core.weight[lost] = 0
+        expected = model(x)
+        assert not (cut.model(x) - expected).abs().max() > 1e-10 * expected.abs().max()
+
+
+@pytest.mark.parametrize("method", ["eigendamage", "eigendamage-depthwise"])
+@pytest.mark.parametrize("measure", ["flops", "params"])
+def test_rounds_meet_their_targets(method, measure):
+    loader = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 4)]
+    net = pruned({"ratio": 0.3})[2].model
+    rounds = ed.Pruner(net, loader, target={measure: 0.5}, steps=3, method=method, progress=False)
+    for step in rounds:
+        before, after = (getattr(rounds.result, f"{measure}_{when}") for when in ("before", "after"))
+        assert after <= 0.5 ** (step.index / 3) * before
+    ranks = [model[4].core.in_channels for model in (net, step.model)]
+    assert ranks[1] < ranks[0] and step.model[4].core.groups == ranks[1]
+
+
+def test_least_loss_counts_the_channels_of_a_depthwise_core():
+    _, _, result = pruned({"ratio": 0.3})
+    model, loader = result.model, [(torch.randn(8, 3, 8, 8), torch.arange(8) % 4)]
+    cut = ed.prune(model, loader, target={"flops": 0.6}, allocation="least_loss", progress=False)
+    row = cut.plan["4"]
+    assert row.form == "depthwise" and row.input_rank == row.output_rank < row.widths[0]
+    assert cut.flops_after == cut.plan.flops_after <= 0.6 * cut.flops_before
+    assert cut.plan.predicted_loss is not None

@@ -320,7 +320,7 @@ def test_cost_of_a_rebuilt_layer_whose_core_is_depthwise():
     layer.core = nn.Conv2d(4, 4, 3, stride=2, groups=4, bias=False)
     layer.output_rotation = nn.Conv2d(4, 5, 1)
     core, rotations = LayerSpec.of("core", layer.core), Rotations.around(layer)
-    assert rotations == Rotations(inputs=6, outputs=5, bias=5)
+    assert rotations == Rotations(inputs=6, outputs=5, bias=5, separated=True)
     assert cost(core, "dense", 0, 0, 49, 9, rotations) == Cost(
         params=6 * 4 + 4 * 9 + 4 * 5 + 5, flops=count(layer, torch.randn(1, 6, 7, 7))
     )

@@ -1,5 +1,6 @@
 """Cores that become depthwise convolutions (Wang et al. 2019, arXiv 1905.05934)."""
 
+import torch
 from torch import Tensor, nn
 
 from eigendamage_ext.pruning.cp import decompose
@@ -34,3 +35,14 @@ def separate(
     kernels = cp.kernels.mT[:, None, None, :]
     rotations = input_basis @ cp.inputs, output_basis @ cp.outputs
     return assemble(layer, kernels, *rotations, separated=True), cp.error
+
+
+def thin(layer: nn.Module, channels: Tensor) -> nn.Sequential:
+    """A layer with a depthwise core, of whose channels only some are left.
+
+    Args:
+        layer: One that `separate` made; it is not changed.
+        channels: Columns of the identity, ``(1, R, R')``, float64.
+    """
+    kernels = torch.einsum("rabk,rs->sabk", grouped_weight(parts(layer)["core"]), channels[0])
+    return assemble(layer, kernels, channels, channels, separated=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import LayerSpec, layer_at
 from eigendamage_ext.pruning.allocation import Side, Target, Term, allowed, allowed_ranks, solve
-from eigendamage_ext.pruning.depthwise import separate
+from eigendamage_ext.pruning.depthwise import separate, thin
 from eigendamage_ext.pruning.forms import (
     FORMS,
     UNROTATED,
@@ -29,6 +29,7 @@ from eigendamage_ext.pruning.forms import (
 from eigendamage_ext.pruning.least_loss import Options, choose
 from eigendamage_ext.pruning.measure import Measurement
 from eigendamage_ext.pruning.methods.directions import DirectionMethod, LayerScores
+from eigendamage_ext.pruning.methods.eigendamage import channel_scores
 from eigendamage_ext.pruning.plan import Change, Plan
 from eigendamage_ext.pruning.surgery import rebuild
 
@@ -47,7 +48,8 @@ class LayerPlan:
         params: Parameters before and after.
         flops: FLOPs of one example before and after, 2·MAC.
         predicted_loss: Increase of the mean loss that the quadratic model predicts for this cut alone; None
-            for "depthwise".
+            for a core that becomes depthwise.
+        widths: Input and output directions of each group before; of a depthwise core, its channels.
         note: Why the layer was left alone, or that it was set by hand.
     """
 
@@ -59,6 +61,7 @@ class LayerPlan:
     params: Change
     flops: Change
     predicted_loss: float | None
+    widths: tuple[int, int]
     note: str = ""
 
 
@@ -80,6 +83,13 @@ class Candidate:
     forms: Sequence[str]
     rotations: Rotations = UNROTATED
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Input and output directions of each group; of a depthwise core, its channels."""
+        if self.rotations.separated:
+            return self.spec.in_channels, self.spec.out_channels
+        return self.spec.in_per_group, self.spec.out_per_group
+
     def cost(self, form: str, input_rank: int, output_rank: int) -> Cost:
         """What the layer costs in a form."""
         return cost(self.spec, form, input_rank, output_rank, *self.positions, self.rotations)
@@ -97,7 +107,7 @@ class Candidate:
 
     def _at(self, input_rank: int, output_rank: int) -> Sequence[str]:
         """The forms that count at these ranks: a layer that loses no direction stays as it is."""
-        whole = (input_rank, output_rank) == (self.spec.in_per_group, self.spec.out_per_group)
+        whole = (input_rank, output_rank) == self.widths
         return ("dense",) if whole else self.forms
 
     def options(
@@ -113,8 +123,8 @@ class Candidate:
         losses = self.scores.predicted_losses()
         offers = []
         for form in self.forms:
-            inputs = input_ranks if rotates_input(form) else [self.spec.in_per_group]
-            outputs = output_ranks if rotates_output(form) else [self.spec.out_per_group]
+            inputs = input_ranks if rotates_input(form) else self.widths[:1]
+            outputs = output_ranks if rotates_output(form) else self.widths[1:]
             ranks = (torch.tensor(sides, device="cpu") for sides in (inputs, outputs))
             i, o = torch.cartesian_prod(*ranks).unbind(1)
             costs = self.cost(form, i, o)  # type: ignore[arg-type]  # the formula holds for tensors
@@ -129,8 +139,10 @@ class Candidate:
 
     def row(self, form: str, input_rank: int, output_rank: int, note: str = "") -> LayerPlan:
         """The layer in a form; the rank of a side without a rotation is not read."""
-        input_rank = input_rank if rotates_input(form) else self.spec.in_per_group
-        output_rank = output_rank if rotates_output(form) else self.spec.out_per_group
+        input_rank = input_rank if rotates_input(form) else self.widths[0]
+        output_rank = output_rank if rotates_output(form) else self.widths[1]
+        if self.rotations.separated:
+            input_rank = output_rank = min(input_rank, output_rank)
         before, after = self.cost("dense", 0, 0), self.cost(form, input_rank, output_rank)
         loss = self.scores.predicted_loss(input_rank, output_rank) if self.scores else 0.0
         return LayerPlan(
@@ -141,7 +153,8 @@ class Candidate:
             output_rank=output_rank,
             params=Change(before.params, after.params),
             flops=Change(before.flops, after.flops),
-            predicted_loss=None if form == "depthwise" else loss,
+            predicted_loss=None if form == "depthwise" and not self.rotations.separated else loss,
+            widths=self.widths,
             note=note,
         )
 
@@ -215,10 +228,10 @@ class DirectionPlan(Plan[LayerPlan]):
         """
         self._check_name(name, self._candidates)
         candidate = self._candidates[name]
-        row, spec = self[name], candidate.spec
+        row, widths = self[name], candidate.widths
         sides = (
-            ("input_rank", input_rank, row.input_rank, spec.in_per_group),
-            ("output_rank", output_rank, row.output_rank, spec.out_per_group),
+            ("input_rank", input_rank, row.input_rank, widths[0]),
+            ("output_rank", output_rank, row.output_rank, widths[1]),
         )
         for argument, given, _, width in sides:
             if given is None:
@@ -229,15 +242,13 @@ class DirectionPlan(Plan[LayerPlan]):
                 raise ValueError(f"plan.set: {argument} of {name!r} must lie in 1…{width}, got {given}")
         ranks = [now if given is None else given for _, given, now, _ in sides]
         if form is None:
-            form = form_of(
-                input_rotation=ranks[0] < spec.in_per_group, output_rotation=ranks[1] < spec.out_per_group
-            )
+            form = form_of(input_rotation=ranks[0] < widths[0], output_rotation=ranks[1] < widths[1])
             if form != "dense" and "depthwise" in candidate.forms:
                 form = "depthwise"
         if form not in FORMS:
             raise ValueError(f"plan.set: form must be one of {', '.join(FORMS)}, got {form!r}")
         if form not in candidate.forms:
-            reason = obstacle(spec) or "a side of one channel has no direction to cut"
+            reason = obstacle(candidate.spec) or "a side of one channel has no direction to cut"
             if "depthwise" in (form, *candidate.forms):
                 reason = f"the method is {self.settings['method']!r}"
             choice = " or ".join(candidate.forms)
@@ -255,8 +266,7 @@ class DirectionPlan(Plan[LayerPlan]):
         return f"{super()._title()}, {self.settings['scores']} scores"
 
     def _cells(self, row: LayerPlan) -> Sequence[str]:
-        inputs, outputs = row.spec.in_per_group, row.spec.out_per_group
-        return row.form, f"{row.input_rank}/{inputs}", f"{row.output_rank}/{outputs}"
+        return row.form, f"{row.input_rank}/{row.widths[0]}", f"{row.output_rank}/{row.widths[1]}"
 
     def _shape(self, row: LayerPlan) -> dict[str, Any]:
         return {"form": row.form, "input_rank": row.input_rank, "output_rank": row.output_rank}
@@ -273,7 +283,9 @@ class DirectionPlan(Plan[LayerPlan]):
             if row.form == "dense":
                 continue
             inputs, outputs = self._candidates[name].bases(row)
-            if inputs is not None and outputs is not None and row.form == "depthwise":
+            if inputs is not None and wanted.separated:
+                builders[name] = partial(thin, channels=inputs)
+            elif inputs is not None and outputs is not None and row.form == "depthwise":
                 builders[name] = partial(self._separate, name, inputs, outputs)
             else:
                 builders[name] = partial(factorize, input_basis=inputs, output_basis=outputs)
@@ -320,10 +332,13 @@ def plan_directions(
     for name, spec in factors.specs.items():
         if name in skipped:
             continue
-        reason = obstacle(spec)
-        values = None if reason else method.scores(spec, layer_at(model, name), basis[name])
         rotations = Rotations.around(model.get_submodule(name))
-        candidates[name] = Candidate(spec, original.positions[name], values, method.forms(spec), rotations)
+        separated = rotations.separated and spec.in_channels > 1
+        reason = None if separated else obstacle(spec)
+        forms = ("dense", "depthwise") if separated else method.forms(spec)
+        score = channel_scores if separated else method.scores
+        values = None if reason else score(spec, layer_at(model, name), basis[name])
+        candidates[name] = Candidate(spec, original.positions[name], values, forms, rotations)
         if reason:
             kept.setdefault(name, reason)
     rows = {
@@ -340,7 +355,7 @@ def plan_directions(
 
 def _ranks(candidate: Candidate, max_ratio: float, round_to: int) -> tuple[list[int], list[int]]:
     """The input and output ranks that a layer may keep."""
-    inputs, outputs = candidate.spec.in_per_group, candidate.spec.out_per_group
+    inputs, outputs = candidate.widths
     return (
         allowed_ranks(inputs, max_ratio=max_ratio, round_to=round_to),
         allowed_ranks(outputs, max_ratio=max_ratio, round_to=round_to),

@@ -15,6 +15,7 @@ in two of their factors, and the core that is left is a depthwise convolution be
 
 A layer that an earlier round rebuilt is cut at its core and never gets deeper. Its form says which sides this
 round rotates; a rotation that was there before takes the new one in, or stays as it is: Q_Aᵀ·B_Aᵀ, B_G·Q_G.
+A core that is depthwise already loses channels as they are, each on both sides at once.
 """
 
 from collections import OrderedDict
@@ -51,11 +52,13 @@ class Rotations:
         inputs: Channels of one group that the input rotation reads; None: there is none.
         outputs: Channels of one group that the output rotation makes; None: there is none.
         bias: Entries of the output rotation's bias.
+        separated: Whether the core between them is depthwise and they are not: its form is "depthwise".
     """
 
     inputs: int | None = None
     outputs: int | None = None
     bias: int = 0
+    separated: bool = False
 
     @classmethod
     def around(cls, layer: nn.Module) -> "Rotations":
@@ -66,6 +69,7 @@ class Rotations:
             inputs=first.in_per_group if first else None,
             outputs=last.out_per_group if last else None,
             bias=last.out_channels if last and last.bias else 0,
+            separated=form_at(layer) == "depthwise",
         )
 
 
@@ -152,14 +156,16 @@ def cost(
     """
     inputs = input_rank if rotates_input(form) else spec.in_per_group
     outputs = output_rank if rotates_output(form) else spec.out_per_group
-    core = spec.groups * inputs * outputs * spec.kernel_positions
+    groups = spec.groups
+    core = groups * inputs * outputs * spec.kernel_positions
     if form == "depthwise":
+        groups = 1
         inputs = outputs = inputs * (inputs < outputs) + outputs * (inputs >= outputs)  # of tensors, too
         core = inputs * spec.kernel_positions
     read = rotations.inputs or (spec.in_per_group if rotates_input(form) else 0)
     made = rotations.outputs or (spec.out_per_group if rotates_output(form) else 0)
-    input_rotation = spec.groups * read * inputs
-    output_rotation = spec.groups * outputs * made
+    input_rotation = groups * read * inputs
+    output_rotation = groups * outputs * made
     bias = rotations.bias + (spec.out_channels if spec.bias else 0)
     return Cost(
         params=input_rotation + core + output_rotation + bias,

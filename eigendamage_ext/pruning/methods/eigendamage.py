@@ -38,6 +38,41 @@ def eigendamage_scores(spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis
     Raises:
         ValueError: The weight or the factors are not finite.
     """
+    importance, input_basis, output_basis = _importance(spec, layer, basis)
+    input_order = importance.sum(1).argsort(dim=1, descending=True, stable=True)
+    output_order = importance.sum(2).argsort(dim=1, descending=True, stable=True)
+    rows, columns = output_order[:, :, None], input_order[:, None, :]
+    return LayerScores(
+        importance=importance.take_along_dim(rows, 1).take_along_dim(columns, 2).sum(0),
+        input_order=input_order,
+        output_order=output_order,
+        input_basis=input_basis.take_along_dim(columns, 2),
+        output_basis=output_basis.take_along_dim(output_order[:, None, :], 2),
+    )
+
+
+def channel_scores(spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis) -> LayerScores:
+    """Scores of the channels of a depthwise core, each of which goes on both sides at once.
+
+    Θ of channel r is λ_G λ_A Σ_k W[r, k]², with EKFAC Σ_k S[r, k] W[r, k]²: it has no rotation of its own. As
+    scores of directions these are a diagonal, and ranks of both sides that differ are as the smaller one.
+
+    Args:
+        spec: The core.
+        layer: Its module; only the weight is read.
+        basis: Eigenvalues of its factors A and G, and S if that is to count.
+
+    Raises:
+        ValueError: The weight or the factors are not finite.
+    """
+    importance = _importance(spec, layer, basis)[0].flatten()
+    order = importance.argsort(descending=True, stable=True)
+    columns = torch.eye(len(order), dtype=torch.float64, device="cpu")[None, :, order]
+    return LayerScores(importance[order].diag(), order[None], order[None], columns, columns)
+
+
+def _importance(spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis) -> tuple[Tensor, Tensor, Tensor]:
+    """Θ, ``(g, c_out/g, c_in/g)``, and the eigenvectors of A and G, ``(g, n, n)``."""
     input_values, input_basis = _per_group(basis.A.values, basis.A.vectors)
     output_values, output_basis = _per_group(basis.G.values, basis.G.vectors)
     energy = rotate(grouped_weight(layer), input_basis, output_basis).square()
@@ -50,16 +85,7 @@ def eigendamage_scores(spec: LayerSpec, layer: nn.Module, basis: LayerEigenbasis
             f"plan: weight and factors of {spec.name!r} must be finite, got NaN or infinity; mend the weight "
             "and estimate again"
         )
-    input_order = importance.sum(1).argsort(dim=1, descending=True, stable=True)
-    output_order = importance.sum(2).argsort(dim=1, descending=True, stable=True)
-    rows, columns = output_order[:, :, None], input_order[:, None, :]
-    return LayerScores(
-        importance=importance.take_along_dim(rows, 1).take_along_dim(columns, 2).sum(0),
-        input_order=input_order,
-        output_order=output_order,
-        input_basis=input_basis.take_along_dim(columns, 2),
-        output_basis=output_basis.take_along_dim(output_order[:, None, :], 2),
-    )
+    return importance, input_basis, output_basis
 
 
 def _per_group(values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
