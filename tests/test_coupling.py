@@ -14,6 +14,7 @@ from small_nets import same, snapshot
 from torch import Tensor, nn
 
 from eigendamage_ext.pruning.channel_check import Trial
+from eigendamage_ext.pruning.channel_graph import ChannelGraph
 from eigendamage_ext.pruning.coupling import ChannelGroup, channel_groups, cuts
 from eigendamage_ext.pruning.surgery import slice_channels
 
@@ -254,7 +255,7 @@ def first_channel_zeroed(net, y):
         (factored(), "'second.input_rotation': it is factored already"),
         (masked_by_a_buffer(), "does not run without some of them (RuntimeError: "),
         (Around(lambda _, y: F.channel_shuffle(y, 2)), "ChannelShuffle, which may mix them"),
-        (Around(lambda _, y: y.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)), "is not zeroing them"),
+        (Around(lambda _, y: y.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)), "tied to each other"),
         (Around(lambda _, y: y - y.mean(1, keepdim=True)), "is not zeroing them"),
         (Around(lambda net, y: y / net.first.out_channels), "is not zeroing them"),
         (Around(lambda _, y: y.softmax(1)), "Softmax, which may mix them"),
@@ -267,8 +268,10 @@ def first_channel_zeroed(net, y):
         (Around(lambda _, y: F.pixel_shuffle(y, 2), inner=2), "PixelShuffle, which may mix them"),
         (
             Around(lambda net, y: y + net.one(y), one=nn.Conv2d(8, 1, 1)),
-            "reach 'one' in a way that torch_pru",
+            "go to 'one' in a way that torch_pru",
         ),
+        (Around(lambda net, y: net.norm(y), norm=nn.LocalResponseNorm(2)), "padded with channels of zeros"),
+        (Around(lambda _, y: y.unflatten(1, (4, 2)).amax(2), inner=4), "its filters are tied to each other"),
         (Around(lambda _, y: y.detach()), "the output does not depend on it"),
         (Around(lambda _, y: 0 * y), "the output does not depend on them on random weights"),
     ],
@@ -369,18 +372,17 @@ def test_a_single_filter_stays():
 
 
 def test_a_wrong_graph_is_found_out(monkeypatch):
-    from torch_pruning.dependency import DependencyGraph
+    true = ChannelGraph.reached
 
-    true = DependencyGraph.get_pruning_group
+    def crossed(*args):
+        owned, reason = true(*args)
+        columns = owned.get(("second", "input"), {})
+        return {
+            **owned,
+            ("second", "input"): dict(zip(columns, reversed(columns.values()), strict=True)),
+        }, reason
 
-    def crossed(self, module, pruning_fn, idxs):
-        group = true(self, module, pruning_fn, idxs)
-        for item in group:
-            if item.dep.target.module is self.model.second:
-                item.root_idxs.reverse()
-        return group
-
-    monkeypatch.setattr(DependencyGraph, "get_pruning_group", crossed)
+    monkeypatch.setattr(ChannelGraph, "reached", crossed)
     coupling = channel_groups(Around(), torch.randn(1, 3, 8, 8))
     assert "cutting some of them is not zeroing them" in coupling.refused["first"]
 

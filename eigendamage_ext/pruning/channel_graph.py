@@ -4,9 +4,11 @@ Only its DependencyGraph is used. Its numbering of channels is a guess that othe
 through is judged here.
 """
 
+import itertools
+import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,9 +26,8 @@ PASSES = frozenset(
     "UnsafeView Unsqueeze View".split()
 )
 
-# A change of the numbers of channels, or None: indices of torch_pruning in and out.
-Renumbering = Callable[[list[Any]], list[Any]] | None
-Edge = tuple[Renumbering, Renumbering]
+# From a channel to those it becomes, there and back.
+Edge = tuple[Callable[[int], Iterable[int]], Callable[[int], Iterable[int]]]
 
 # (module, side) to unit to the channels of that side that the unit owns.
 Owned = Mapping[tuple[str, str], Mapping[int, set[int]]]
@@ -49,6 +50,7 @@ class ChannelGraph:
         self._calls: Counter[nn.Module] = Counter()
         self._ends: set[Any] = set()  # what made the outputs
         self._failure: str | None = None
+        self._renumber: dict[int, Callable[[int], Iterable[int]]] = {}  # by id of the dependency
         self._graph = _dependency_graph()()
         hooks = [
             module.register_forward_pre_hook(lambda module, _: self._calls.update([module]))
@@ -97,50 +99,77 @@ class ChannelGraph:
             What each unit owns, by module and side: "output", "input", or "both" where channels are passed
             on; and why all of them must stay, or None.
         """
+        units, reason = self._spread(layer, filters)
         owned: dict[tuple[str, str], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-        prune = self._graph.get_pruner_of_module(layer).prune_out_channels
-        try:
-            items = list(self._graph.get_pruning_group(layer, prune, list(filters)))
-        except Exception as error:
-            reason = f"torch_pruning cannot follow its channels ({first_line(error)})"
-            return {(name, "output"): {unit: {unit} for unit in filters}}, reason
         output = member = operation = None
-        for item in items:
-            side = "output" if self._graph.is_out_channel_pruning_fn(item.dep.handler) else "input"
-            node, module = item.dep.target, item.dep.target.module
+        for (node, prune), channels in units.items():
+            side = "output" if self._graph.is_out_channel_pruning_fn(prune) else "input"
             if side == "output" and node.grad_fn in self._ends:
                 output = "it makes the model's output"
-            if module not in self._names:
+            if node.module not in self._names:
                 operation = operation or self._obstacle_of_operation(node)
                 continue
-            member = member or self._obstacle_of_member(name, module)
-            if not isinstance(module, nn.PReLU):
-                side = "both" if passes_channels(module) else side
-                for channel, unit in zip(item.idxs, item.root_idxs, strict=True):
-                    owned[self._names[module], side][unit].add(channel)
-        return owned, output or member or operation
+            member = member or self._obstacle_of_member(name, node.module)
+            if not isinstance(node.module, nn.PReLU):
+                side = "both" if passes_channels(node.module) else side
+                for channel, unit in channels.items():
+                    owned[self._names[node.module], side][unit].add(channel)
+        return owned, output or member or operation or reason
+
+    def _spread(
+        self, layer: nn.Module, filters: Iterable[int]
+    ) -> tuple[dict[tuple[Any, Any], dict[int, int]], str | None]:
+        """Follows filters along the dependencies of the graph.
+
+        Returns:
+            By node of the graph and what prunes it there, the unit of each channel; and a reason where a
+            channel would belong to two.
+        """
+        prune = self._graph.get_pruner_of_module(layer).prune_out_channels
+        units: dict[tuple[Any, Any], dict[int, int]] = defaultdict(dict)
+        reason = None
+        waiting = [(self._graph.module2node[layer], prune, [(unit, unit) for unit in filters])]
+        while waiting:
+            node, prune, pairs = waiting.pop()
+            known, new = units[node, prune], []
+            width = math.inf if node.module in self._names else _bound(node.grad_fn)
+            for channel, unit in pairs:
+                if channel >= width:
+                    reason = "its channels go where torch_pruning does not follow"
+                elif channel not in known:
+                    known[channel] = unit
+                    new.append((channel, unit))
+                elif known[channel] != unit:
+                    reason = "its filters are tied to each other"
+            for dependency in node.dependencies if new else ():
+                if dependency.is_triggered_by(prune):
+                    renumber = self._renumber.get(id(dependency))
+                    if (
+                        moved := [(c, u) for channel, u in new for c in renumber(channel)]
+                        if renumber
+                        else new
+                    ):
+                        waiting.append((dependency.target, dependency.handler, moved))
+        return units, reason
 
     def _number_channels(self) -> None:
-        """Numbers channels through views and concatenations by the sizes that were seen.
+        """Notes how dependencies renumber channels: at views and concatenations, by the sizes that were seen.
 
         torch_pruning guesses these sizes from layers further on, and goes wrong, or on and on, where several
         such operations follow each other.
         """
         types = self._graph.ops.OPTYPE
         nodes = {node.grad_fn: node for node in self._graph.module2node.values()}
-        for dependency in (d for node in nodes.values() for d in node.dependencies):
-            dependency.index_mapping = [None, None]
         for function, node in nodes.items():
             if node.type not in (types.RESHAPE, types.CONCAT):
                 continue
             edges = _through_view(function) if node.type == types.RESHAPE else _through_cat(function)
-            node.type = types.ELEMENTWISE  # or torch_pruning would number them again
             for (before, _), (there, back) in zip(function.next_functions, edges, strict=True):
                 source = nodes.get(before)
-                for a, b, mapping in ((source, node, there), (node, source, back)) if source else ():
-                    unset = (d for d in a.dependencies if d.target is b and d.index_mapping[1] is None)
-                    if dependency := next(unset, None):
-                        dependency.index_mapping[1] = mapping
+                for a, b, renumber in ((source, node, there), (node, source, back)) if source else ():
+                    free = (d for d in a.dependencies if d.target is b and id(d) not in self._renumber)
+                    if dependency := next(free, None):
+                        self._renumber[id(dependency)] = renumber
 
     def _obstacle_of_member(self, origin: str, module: nn.Module) -> str | None:
         name = self._names[module]
@@ -196,16 +225,16 @@ def _through_view(view: Any) -> list[Edge]:
     [(before, output)] = view.next_functions
     old, new = _shape(before, output), _shape(view, 0)
     if min(len(old), len(new)) < 2 or (2 in (len(old), len(new)) and old[-1] == new[-1]):  # rows of a Linear
-        return [(None, None)]
+        return [(_same, _same)]
     m, left = divmod(max(old[1], new[1]), min(old[1], new[1]))
     if m == 1 or left:
-        return [(None, None)]
+        return [(_same, _same)]
 
-    def split(indices: list[Any]) -> list[Any]:
-        return [i._replace(idx=i.idx * m + k) for i in indices for k in range(m)]
+    def split(channel: int) -> Iterable[int]:
+        return range(channel * m, (channel + 1) * m)
 
-    def merge(indices: list[Any]) -> list[Any]:
-        return list(dict.fromkeys(i._replace(idx=i.idx // m) for i in indices))
+    def merge(channel: int) -> Iterable[int]:
+        return (channel // m,)
 
     return [(split, merge) if new[1] > old[1] else (merge, split)]
 
@@ -215,20 +244,30 @@ def _through_cat(cat: Any) -> list[Edge]:
     shape, parts = _shape(cat, 0), cat.next_functions
     dim = ((cat._saved_dim + 2**63) % 2**64 - 2**63) % len(shape)  # a negative one is saved as unsigned
     if dim != 1 and (dim, len(shape)) != (2, 3):  # tokens have their channels last
-        return [(None, None)] * len(parts)
+        return [(_same, _same)] * len(parts)
     sizes = [_shape(before, output)[dim] if before else 0 for before, output in parts]
     if sum(before is None for before, _ in parts) == 1:  # it depends on no weight, as the image
         sizes[sizes.index(0)] = shape[dim] - sum(sizes)
 
     def edge(start: int, end: int) -> Edge:
         return (
-            lambda indices: [i._replace(idx=i.idx + start) for i in indices],
-            lambda indices: [i._replace(idx=i.idx - start) for i in indices if start <= i.idx < end],
+            lambda channel: (channel + start,),
+            lambda channel: (channel - start,) if start <= channel < end else (),
         )
 
     return [edge(sum(sizes[:part]), sum(sizes[: part + 1])) for part in range(len(sizes))]
 
 
+def _same(channel: int) -> Iterable[int]:
+    return (channel,)
+
+
 def _shape(function: Any, output: int) -> list[int]:
     """The sizes of what a function of autograd made."""
     return list(function._input_metadata[output].shape)  # the input of its backward
+
+
+def _bound(function: Any) -> int:
+    """No channel that a function of autograd sees has this number: the largest size around it."""
+    shapes = [_shape(before, output) for before, output in function.next_functions if before]
+    return max(1, *itertools.chain(_shape(function, 0), *shapes))

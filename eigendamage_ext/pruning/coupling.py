@@ -195,7 +195,7 @@ def _misnumbered(model: nn.Module, group: ChannelGroup) -> str | None:
     for member in group.members:
         width = widths(model.get_submodule(member.name))
         if width and int(member.channels.max()) >= width[member.side == "input"]:
-            return f"its channels reach {member.name!r} in a way that torch_pruning does not follow"
+            return f"its channels go to {member.name!r} in a way that torch_pruning does not follow"
     return None
 
 
