@@ -3,7 +3,8 @@
     python -m benchmarks.forms [--seconds S]
 
 Prints docs/method.md's table: a square layer of 64 to 512 channels with no more than half its FLOPs left, as
-three factors, as two, and with fewer filters on both sides, each against the dense layer in the same rounds.
+three factors, as two, and with fewer filters on both sides, each against the dense layer in the same rounds;
+and three factors of the next width that is a multiple of 16, which cost more FLOPs.
 It is the CPU time of one thread that counts, which other processes disturb little.
 """
 
@@ -19,7 +20,7 @@ from eigendamage_ext.pruning.forms import cost, factorize
 
 SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels, side of the image
 BATCHES = (64, 1)
-WAYS = ("dense", "both", "both, ÷ 16", "input", "output", "fewer filters")
+WAYS = ("dense", "both", "both, next 16", "input", "output", "fewer filters")
 LEAST_ROUNDS = 15
 
 
@@ -27,7 +28,7 @@ def layer(way: str, channels: int, side: int) -> tuple[nn.Module, int, int]:
     """A layer with the most directions or filters that half the FLOPs allow.
 
     Args:
-        way: One of `WAYS`; "÷ 16": their number is a multiple of 16.
+        way: One of `WAYS`; "next 16": as many more as make their number a multiple of 16.
         channels: Of the dense layer, in and out.
         side: Of the image.
 
@@ -38,16 +39,17 @@ def layer(way: str, channels: int, side: int) -> tuple[nn.Module, int, int]:
     if way == "dense":
         return dense, channels, channels
     spec, form = LayerSpec.of("", dense), way.split(",")[0]
-    step = 16 if "÷" in way else 1
     if form == "fewer filters":
-        width = max(r for r in range(step, channels, step) if 2 * r * r <= channels * channels)
+        width = max(r for r in range(1, channels) if 2 * r * r <= channels * channels)
         return nn.Conv2d(width, width, 3, padding=1, bias=False), width, width
 
     def flops(form: str, rank: int) -> int:
         return cost(spec, form, rank, rank, side * side, side * side).flops
 
     half = flops("dense", 0) // 2
-    rank = max(r for r in range(step, channels, step) if flops(form, r) <= half)
+    rank = max(r for r in range(1, channels) if flops(form, r) <= half)
+    if "next" in way:
+        rank += -rank % 16
     basis = torch.linalg.qr(torch.randn(1, channels, channels, dtype=torch.float64)).Q[:, :, :rank]
     sides = {"both": (basis, basis), "input": (basis, None), "output": (None, basis)}
     return factorize(dense, *sides[form]), channels, rank
