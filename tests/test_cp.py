@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eigendamage_ext.pruning.cp import CP, decompose, sweep
+from eigendamage_ext.pruning.cp import CP, _simultaneous, decompose, sweep
 
 SHAPES = [(6, 4, 9), (5, 5, 3), (4, 9, 4), (7, 3, 2), (1, 4, 9), (4, 1, 9), (12, 10, 9)]
 
@@ -88,6 +88,18 @@ def test_a_seed_says_all():
     again = decompose(core.requires_grad_(), seed=3)
     assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
     assert first.outputs.dtype == torch.float64 and not again.outputs.requires_grad
+
+
+def test_the_start_that_is_drawn_counts_where_it_is_best():
+    core = torch.randn(6, 6, 9, dtype=torch.float64)
+    assert len({decompose(core, seed=seed).error for seed in range(8)}) > 1
+
+
+def test_slices_that_share_no_real_components_start_from_independent_columns():
+    # A quarter turn: Y X⁻¹ has no real eigenvector.
+    turn = torch.tensor([[0.0, -1], [1, 0]], dtype=torch.float64)
+    slices = torch.stack([2 * torch.eye(2, dtype=torch.float64), turn])
+    assert torch.linalg.matrix_rank(_simultaneous(slices, 2).outputs) == 2
 
 
 def test_a_core_of_zeros_is_a_sum_of_nothing():

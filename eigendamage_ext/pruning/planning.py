@@ -75,7 +75,7 @@ def plan(
         round_to: Kept ranks (per group) and numbers of filters are multiples of this, or everything.
         prune_head: Cut directions of the layer that makes the logits, too. Its filters always stay.
         damping: Of c-obs and kron-obs: times its mean eigenvalue, added to a factor before it is inverted.
-        seed: Of "random".
+        seed: Of "random", and of one start of the decompositions of "eigendamage-depthwise".
         reference_compat: Scores as the authors' implementation has them where it differs from the paper: for
             comparison only.
         example_inputs: An input ``(n, ...)`` of the model; the FLOPs of its first example count. None: zeros
