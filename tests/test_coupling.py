@@ -161,6 +161,7 @@ def test_a_flattened_channel_is_many_columns():
     net, x = coupled_net("flattened")
     groups = listed(channel_groups(net, x))
     pixels = [[4 * channel + pixel for pixel in range(4)] for channel in range(6)]
+    assert list(groups) == ["0", "2", "6"]
     assert groups["2"] == [("2", "output", columns(0, 6)), ("6", "input", pixels)]
     assert [name for name, _, _ in groups["6"]] == ["6", "7", "11"]
 

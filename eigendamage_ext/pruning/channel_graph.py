@@ -1,7 +1,7 @@
 """What torch_pruning's graph says of a model: where the filters of a layer go, and through what.
 
-Only its DependencyGraph is used. Its numbering of channels is a guess that others have to check; what it goes
-through is judged here.
+Only its DependencyGraph is used, and of that what depends on what. Channels are followed along it here; the
+result is a guess that has to be checked.
 """
 
 import itertools
@@ -131,8 +131,10 @@ class ChannelGraph:
         waiting = [(self._graph.module2node[layer], prune, [(unit, unit) for unit in filters])]
         while waiting:
             node, prune, pairs = waiting.pop()
-            known, new = units[node, prune], []
             width = math.inf if node.module in self._names else _bound(node.grad_fn)
+            if width == 1:  # one number for all channels
+                continue
+            known, new = units[node, prune], []
             for channel, unit in pairs:
                 if channel >= width:
                     reason = "its channels go where torch_pruning does not follow"
