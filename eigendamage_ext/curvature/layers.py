@@ -188,7 +188,7 @@ def as_patterns(patterns: Patterns) -> tuple[Pattern, ...]:
 def check_patterns(patterns: Patterns, names: Iterable[str], *, caller: str, argument: str) -> None:
     """Refuses a string that matches no name, with the nearest names, and anything that is not a pattern."""
     known = list(names)
-    for pattern in as_patterns(patterns):
+    for pattern in as_patterns(patterns) if isinstance(patterns, str | Iterable) else (patterns,):
         if isinstance(pattern, type) and issubclass(pattern, nn.Module):
             continue
         if not isinstance(pattern, str):

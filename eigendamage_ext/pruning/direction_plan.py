@@ -202,6 +202,7 @@ class DirectionPlan(Plan[LayerPlan]):
 
     def scores(self, name: str) -> LayerScores | None:
         """What the directions of a layer are worth; None for one that can only stay dense."""
+        self._check_name(name, self, "scores")
         return self._candidates[name].scores
 
     def set(
@@ -226,7 +227,7 @@ class DirectionPlan(Plan[LayerPlan]):
                 form keeps whole.
             TypeError: A rank that is not an integer.
         """
-        self._check_name(name, self._candidates)
+        self._check_name(name, self, "set")
         candidate = self._candidates[name]
         row, widths = self[name], candidate.widths
         sides = (

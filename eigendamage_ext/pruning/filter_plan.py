@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import LayerSpec
-from eigendamage_ext.pruning.allocation import Side, Target, Term, allowed_ranks, solve
+from eigendamage_ext.pruning.allocation import Side, Target, Term, UnreachableError, allowed_ranks, solve
 from eigendamage_ext.pruning.channels import Site, sites
 from eigendamage_ext.pruning.coupling import ChannelGroup, Coupling, cuts
 from eigendamage_ext.pruning.measure import Measurement
@@ -113,7 +113,7 @@ class FilterPlan(Plan[FilterRow]):
 
     def scores(self, name: str) -> Tensor | None:
         """What each unit of a layer's group is worth, ``(units,)`` float64; None where all stay."""
-        self._check_name(name, self)
+        self._check_name(name, self, "scores")
         if name not in self._of:
             return None
         ranked = self._groups[self._of[name]]
@@ -123,7 +123,7 @@ class FilterPlan(Plan[FilterRow]):
 
     def kept(self, name: str) -> Tensor:
         """Numbers of the filters that a layer keeps, ascending, int64."""
-        self._check_name(name, self)
+        self._check_name(name, self, "kept")
         return (~self._cut(name)).nonzero().flatten()
 
     def set(self, name: str, *, filters: int) -> None:
@@ -137,7 +137,7 @@ class FilterPlan(Plan[FilterRow]):
             ValueError: An unknown layer, one whose filters all stay, or a number it cannot keep.
             TypeError: A number that is not an integer.
         """
-        self._check_name(name, self)
+        self._check_name(name, self, "set")
         if isinstance(filters, bool) or not isinstance(filters, int):
             raise TypeError(f"plan.set: filters must be an integer, got {filters!r}")
         if name not in self._of:
@@ -270,6 +270,12 @@ def plan_filters(
         if not reasons:
             scores = method.unit_scores(seen, options)
             groups.append(Ranked.of(group, filters, scores))
+    if not groups and goal.kept < 1 and not goal.yielding:
+        why = "; ".join(f"{name!r}: {reason}" for name, reason in [*notes.items(), *skipped.items()][:5])
+        raise UnreachableError(
+            f"plan: model must have filters that method={settings['method']!r} may cut, got none "
+            f"({why}); take another method or ignore fewer layers"
+        )
     found = sites(model, specs, original.positions, [ranked.group for ranked in groups])
     ratios = {"max_ratio": settings["max_ratio"], "round_to": settings["round_to"]}
     sides = [Side(ranked.scores, allowed_ranks(len(ranked.order), **ratios)) for ranked in groups]

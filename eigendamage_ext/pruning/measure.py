@@ -24,6 +24,7 @@ class Measurement:
         calls: How often each Conv2d and Linear ran, by name; one that did not run is absent. A factored layer
             is one, by its own name: calls and positions are those of its core, the output is its own.
         positions: Pixels (of a Linear: rows) at the input and at the output of each, all its calls together.
+        dtype: That of the first floating-point parameter; None without one.
         head: The one whose output is the model's output; where there is none, the one that ran last.
     """
 
@@ -31,6 +32,7 @@ class Measurement:
     flops: int
     calls: dict[str, int]
     positions: dict[str, tuple[int, int]]
+    dtype: torch.dtype | None
     head: str | None
 
 
@@ -72,8 +74,14 @@ def measure(model: nn.Module, example: Tensor) -> Measurement:
         flops=counter.get_total_flops(),
         calls=dict(calls),
         positions={name: (positions[name, "input"], positions[name, "output"]) for name in calls},
+        dtype=dtype_of(model),
         head=_head(outputs, result),
     )
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The dtype of the first floating-point parameter; None without one."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def _head(outputs: dict[str, Tensor], result: Any) -> str | None:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 from torch import Tensor, nn
 
 from eigendamage_ext.curvature.layers import LayerSpec, check_layer
-from eigendamage_ext.pruning.measure import Measurement, measure
+from eigendamage_ext.curvature.state import check_model
+from eigendamage_ext.pruning.measure import Measurement, dtype_of, measure
 from eigendamage_ext.pruning.table import change, table
 
 
@@ -75,7 +76,7 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
         example: Tensor,
     ) -> None:
         self._rows = dict(rows)
-        self._example = example
+        self._example, self._dtype = example, original.dtype
         self.settings = dict(settings)
         self.skipped = dict(skipped)
         self.params_before = original.params
@@ -152,11 +153,15 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
         Raises:
             ValueError: A layer is missing or of another shape; nothing has been changed then.
         """
+        check_model(model, caller="apply")
         for row in self.values():
             check_layer(model, row.spec, caller="apply", origin="the plan")
-        before = measure(model, self._example)
+        example, dtype = self._example, dtype_of(model)
+        if dtype != self._dtype and example.is_floating_point():
+            example = example.to(dtype)
+        before = measure(model, example)
         rebuilt = self._rebuild(model, inplace)
-        after = measure(rebuilt, self._example)
+        after = measure(rebuilt, example)
         return PruneResult(rebuilt, self, before.params, after.params, before.flops, after.flops)
 
     def record(self) -> dict[str, Any]:
@@ -194,8 +199,8 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
     def _rebuild(self, model: nn.Module, inplace: bool) -> nn.Module:
         """The smaller model."""
 
-    def _check_name(self, name: str, known: Iterable[str]) -> None:
-        """Refuses to edit what is no layer of the plan, with the nearest names."""
+    def _check_name(self, name: str, known: Iterable[str], caller: str) -> None:
+        """Refuses what is no layer of the plan, with the nearest names."""
         known = list(known)
         if name in known:
             return
@@ -204,7 +209,7 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
         else:
             nearest = difflib.get_close_matches(name, known, cutoff=0.0)
             remedy = f"the nearest names are {', '.join(map(repr, nearest))}"
-        raise ValueError(f"plan.set: name must be a layer of the plan, got {name!r}; {remedy}")
+        raise ValueError(f"plan.{caller}: name must be a layer of the plan, got {name!r}; {remedy}")
 
 
 def _loss(value: float | None) -> str:

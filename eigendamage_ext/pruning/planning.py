@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import LayerSpec, Patterns, check_layer, check_patterns, matches, select
+from eigendamage_ext.curvature.state import check_model
 from eigendamage_ext.pruning.coupling import channel_groups
 from eigendamage_ext.pruning.direction_plan import plan_directions
 from eigendamage_ext.pruning.filter_plan import plan_filters
@@ -93,6 +94,7 @@ def plan(
     settings = Settings(
         target, method, scores, allocation, max_ratio, round_to, prune_head, damping, seed, reference_compat
     )
+    check_model(model, caller="plan")
     _check_factors(factors, settings)
     example = _example(factors, example_inputs)
     if factors is not None:
@@ -178,6 +180,11 @@ def _uncalled(specs: dict[str, LayerSpec], original: Measurement) -> dict[str, s
 def _check_factors(factors: Factors | None, settings: Settings) -> None:
     """Refuses factors that lack what the method reads."""
     method, needs = settings.method, settings.cutter.needs
+    if not isinstance(factors, Factors | None):
+        raise TypeError(
+            f"plan: factors must be Factors or None, got {type(factors).__name__}; call "
+            "estimate_factors(model, loader) first"
+        )
     if needs is None:
         return
     kind = needs if needs in ("channel", "patch") else None

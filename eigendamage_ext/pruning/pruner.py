@@ -11,7 +11,7 @@ from eigendamage_ext.curvature.batches import batches
 from eigendamage_ext.curvature.estimate import estimate_factors
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import Patterns
-from eigendamage_ext.curvature.state import device_of, preserved
+from eigendamage_ext.curvature.state import check_model, device_of, preserved
 from eigendamage_ext.pruning.plan import PruneResult
 from eigendamage_ext.pruning.planning import plan
 from eigendamage_ext.pruning.settings import Settings
@@ -85,6 +85,7 @@ def prune(
     settings = Settings(
         target, method, scores, allocation, max_ratio, round_to, prune_head, damping, seed, reference_compat
     )
+    check_model(model, caller="prune")
     needs = settings.cutter.needs
     extra = "moments" if scores == "ekfac" else needs if needs in SECOND_PASSES else None
     if loader is None and factors is None and (needs or example_inputs is None):
