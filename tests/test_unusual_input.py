@@ -1,5 +1,7 @@
 """Models and arguments that are not quite what is expected: hooks, another dtype, wrong types."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -76,3 +78,19 @@ def test_plans_name_the_nearest_layers_in_the_name_of_what_was_called():
 def test_wrong_types(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_what_is_not_installed_is_missed_before_the_data_is_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning.dependency", None)
+    batches, read = loader(), []
+
+    class Loader:
+        def __iter__(self):
+            read.append(1)
+            return iter(batches)
+
+    with pytest.raises(ImportError, match="torch_pruning must be installed"):
+        ed.prune(net(), Loader(), target={"flops": 0.5}, method="kron-obd", progress=False)
+    assert not read
+    ed.prune(net(), Loader(), target={"flops": 0.9}, progress=False)
+    assert read

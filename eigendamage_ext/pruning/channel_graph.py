@@ -51,7 +51,7 @@ class ChannelGraph:
         self._ends: set[Any] = set()  # what made the outputs
         self._failure: str | None = None
         self._renumber: dict[int, Callable[[int], Iterable[int]]] = {}  # by id of the dependency
-        self._graph = _dependency_graph()()
+        self._graph = dependency_graph()()
         hooks = [
             module.register_forward_pre_hook(lambda module, _: self._calls.update([module]))
             for module in self._names
@@ -202,7 +202,8 @@ class ChannelGraph:
         return None
 
 
-def _dependency_graph() -> Any:
+def dependency_graph() -> Any:
+    """The class DependencyGraph of torch_pruning, or an ImportError that says how to install it."""
     try:
         from torch_pruning.dependency import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
             DependencyGraph,

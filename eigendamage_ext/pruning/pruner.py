@@ -12,6 +12,7 @@ from eigendamage_ext.curvature.estimate import estimate_factors
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import Patterns
 from eigendamage_ext.curvature.state import check_model, device_of, preserved
+from eigendamage_ext.pruning.channel_graph import dependency_graph
 from eigendamage_ext.pruning.plan import PruneResult
 from eigendamage_ext.pruning.planning import plan
 from eigendamage_ext.pruning.settings import Settings
@@ -80,7 +81,8 @@ def prune(
         progress: See `estimate_factors`.
 
     Raises:
-        ValueError: As its parts do, but settings are checked before the factors are estimated.
+        ValueError, ImportError: As its parts do, but settings are checked, and torch_pruning is looked for,
+            before the factors are estimated.
     """
     settings = Settings(
         target, method, scores, allocation, max_ratio, round_to, prune_head, damping, seed, reference_compat
@@ -97,6 +99,8 @@ def prune(
             f"prune: loader must be readable twice for {SECOND_PASSES[extra]}, got a "
             f"{type(loader).__name__}, which is over after one pass; pass a DataLoader or a list of batches"
         )
+    if not settings.cuts_directions:
+        dependency_graph()  # an ImportError now, not after a pass over the data
     if factors is None and needs:
         assert loader is not None
         factors = estimate_factors(
