@@ -94,3 +94,14 @@ def test_what_is_not_installed_is_missed_before_the_data_is_read(monkeypatch):
     assert not read
     ed.prune(net(), Loader(), target={"flops": 0.9}, progress=False)
     assert read
+
+
+@pytest.mark.parametrize("method", ["l1", "kron-obs", "eigendamage"])
+def test_what_was_pruned_under_inference_mode_can_be_trained(method):
+    model = net()
+    expected = ed.prune(model, loader(), target={"flops": 0.8}, method=method, progress=False)
+    with torch.inference_mode():
+        result = ed.prune(model, loader(), target={"flops": 0.8}, method=method, progress=False)
+    for one, other in zip(result.model.parameters(), expected.model.parameters(), strict=True):
+        assert not one.is_inference() and torch.equal(one, other)
+    result.model(loader()[0][0]).sum().backward()

@@ -27,6 +27,7 @@ class Trial:
         inputs: Two examples ``(2, …)``; random where they are floating point.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         device = device_of(model)
         if device.type == "mps":  # has no float64

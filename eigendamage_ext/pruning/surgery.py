@@ -22,6 +22,7 @@ class Cut(NamedTuple):
     inputs: Tensor | None = None
 
 
+@torch.inference_mode(False)  # what is made under it could not be trained
 def rebuild(
     model: nn.Module, builders: Mapping[str, Callable[[nn.Module], nn.Module]], *, inplace: bool = False
 ) -> nn.Module:
