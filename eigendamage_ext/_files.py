@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 FORMAT_VERSION = 1
+MANIFEST_LIMIT = 2**24  # characters; it is small, and JSON takes many times its size in memory
 
 
 class ArtifactError(ValueError):
@@ -52,7 +53,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], N
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], *, format: str
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+    *,
+    format: str,
+    version: int | None = None,
 ) -> None:
     """Writes tensors and a JSON manifest as one safetensors file, atomically.
 
@@ -61,15 +67,23 @@ def write_tensors(
         tensors: Name to tensor, of any shape, device and strides; tensors may share memory.
         manifest: Anything `json.dumps` accepts, without NaN and infinity.
         format: What the file is; `read_tensors` insists on it.
+        version: Of that format; None: `FORMAT_VERSION`.
+
+    Raises:
+        ValueError: The manifest is too large to be read again.
     """
     # A copy of each, because safetensors refuses tensors that overlap (tied weights) or are not contiguous.
     plain = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
     }
     text = json.dumps(manifest, allow_nan=False, sort_keys=True)
+    if len(text) > MANIFEST_LIMIT:
+        raise ValueError(
+            f"save: manifest must have at most {MANIFEST_LIMIT:,} characters, got {len(text):,}; save less"
+        )
     metadata = {
         "format": format,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(version or FORMAT_VERSION),
         "manifest": text,
         "digest": _digest(plain, text),
     }
@@ -87,12 +101,15 @@ def write_tensors(
     write_atomically(path, write)
 
 
-def read_tensors(path: str | os.PathLike[str], *, format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(
+    path: str | os.PathLike[str], *, format: str, version: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `write_tensors` wrote.
 
     Args:
         path: The file.
         format: The format the file must have.
+        version: The newest version of it that is understood; None: `FORMAT_VERSION`.
 
     Returns:
         The tensors, on the CPU, and the manifest.
@@ -120,15 +137,22 @@ def read_tensors(path: str | os.PathLike[str], *, format: str) -> tuple[dict[str
         raise ArtifactError(
             f"load: {where!r} must have the format {format!r}, got {got}; pass the right file"
         )
-    version = metadata.get("format_version", "")
-    if not version.isdecimal():
-        raise ArtifactError(f"load: {where!r} must state its format version, got {version!r}; save it again")
-    if int(version) > FORMAT_VERSION:
+    newest, stated = version or FORMAT_VERSION, metadata.get("format_version", "")
+    if not (stated.isascii() and stated.isdecimal() and len(stated) < 10):
         raise ArtifactError(
-            f"load: {where!r} must have a format version up to {FORMAT_VERSION}, got {version}; "
+            f"load: {where!r} must state its format version, got {stated[:20]!r}; save it again"
+        )
+    if int(stated) > newest:
+        raise ArtifactError(
+            f"load: {where!r} must have a format version up to {newest}, got {stated}; "
             "install a newer eigendamage-ext"
         )
     text = metadata.get("manifest", "")
+    if len(text) > MANIFEST_LIMIT:
+        raise ArtifactError(
+            f"load: {where!r} must have a manifest of at most {MANIFEST_LIMIT:,} characters, got "
+            f"{len(text):,}; save it again"
+        )
     if metadata.get("digest") != _digest(tensors, text):
         raise ArtifactError(f"load: {where!r} must match its checksum, got corrupted content; save it again")
     try:
@@ -140,6 +164,12 @@ def read_tensors(path: str | os.PathLike[str], *, format: str) -> tuple[dict[str
             f"load: {where!r} must hold a JSON object as its manifest, got {text[:60]!r}; save it again"
         )
     return tensors, manifest
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a model's state, in hexadecimal: the same for the same names, shapes, dtypes and numbers."""
+    tensors = {name: t.detach().cpu() for name, t in state.items() if isinstance(t, Tensor)}
+    return _digest(tensors, "")
 
 
 def _digest(tensors: Mapping[str, Tensor], manifest: str) -> str:

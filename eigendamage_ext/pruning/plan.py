@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from eigendamage_ext._files import weights_digest
 from eigendamage_ext.curvature.layers import LayerSpec, check_layer
 from eigendamage_ext.curvature.state import check_model
 from eigendamage_ext.pruning.measure import Measurement, dtype_of, measure
@@ -92,6 +93,11 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
         return len(self._rows)
 
     @property
+    def example(self) -> Tensor:
+        """The input ``(1, ...)`` whose FLOPs count."""
+        return self._example
+
+    @property
     def target(self) -> dict[str, float]:
         """What was asked for: {"flops": 0.5}."""
         return dict(self.settings["target"])
@@ -159,10 +165,10 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
         example, dtype = self._example, dtype_of(model)
         if dtype != self._dtype and example.is_floating_point():
             example = example.to(dtype)
-        before = measure(model, example)
+        before, parent = measure(model, example), weights_digest(model.state_dict())
         rebuilt = self._rebuild(model, inplace)
         after = measure(rebuilt, example)
-        return PruneResult(rebuilt, self, before.params, after.params, before.flops, after.flops)
+        return PruneResult(rebuilt, self, before.params, after.params, before.flops, after.flops, parent)
 
     def record(self) -> dict[str, Any]:
         """All that the plan says, as JSON."""
@@ -227,6 +233,7 @@ class PruneResult:
         params_after: Parameters of `model`.
         flops_before: FLOPs of the original for one example, counted by `torch.utils.flop_counter`.
         flops_after: FLOPs of `model`, counted likewise.
+        parent: SHA-256 of the original's state; its file tells the same of itself.
     """
 
     model: nn.Module
@@ -235,6 +242,7 @@ class PruneResult:
     params_after: int
     flops_before: int
     flops_after: int
+    parent: str
 
     def __str__(self) -> str:
         return (
