@@ -113,6 +113,25 @@ class Tied(nn.Module):
         return self.decode(self.again(torch.tanh(self.middle(self.encode(x)) + self.a * self.b)))
 
 
+class Causal(nn.Module):
+    """One head of causal attention, positions and mask as long as the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Embedding(7, 6)
+        self.position = nn.Embedding(9, 6)
+        self.qkv = nn.Linear(6, 18)
+        self.register_buffer("mask", torch.ones(9, 9).tril(), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        _, length = tokens.size()
+        x = self.token(tokens) + self.position(torch.arange(length, device=tokens.device))
+        q, k, v = self.qkv(x).split(6, 2)
+        scores = (q @ k.transpose(-2, -1)) * 6**-0.5
+        scores = scores.masked_fill(self.mask[:length, :length] == 0, float("-inf"))
+        return F.softmax(scores, -1) @ v
+
+
 class Concatenated(nn.Module):
     """Hands lists of tensors from module to module, through a Sequential and an iterated ModuleList."""
 
@@ -149,6 +168,7 @@ NETS = {
     "modes": (Modes, ROWS),
     "attention": (Attention, TOKENS),
     "tied": (Tied, None),
+    "causal": (Causal, None),
     "concatenated": (Concatenated, IMAGES),
 }
 

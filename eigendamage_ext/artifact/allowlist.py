@@ -41,13 +41,13 @@ _OPERATORS = (
     "ixor le lt matmul mod mul ne neg not_ or_ pos pow setitem sub truediv xor"
 )
 _TORCH = (
-    "abs add addcmul addmm amax amin argmax argmin baddbmm bmm cat ceil chunk clamp clone concat cos cumsum "
-    "diff div einsum eq erf exp flatten flip floor gather ge gt index_select le log log1p log2 log_softmax "
-    "logical_and logical_not logical_or logsumexp lt masked_fill matmul max maximum mean min minimum mm "
-    "movedim mul narrow ne neg ones_like outer permute pow prod reciprocal relu relu_ repeat_interleave "
-    "reshape roll round rsqrt selu sigmoid sigmoid_ sign sin softmax split sqrt square squeeze stack std sub "
-    "sum swapaxes swapdims tanh tanh_ tensor_split tile topk transpose tril triu unbind unflatten unsqueeze "
-    "var var_mean where zeros_like"
+    "abs add addcmul addmm amax amin arange argmax argmin baddbmm bmm cat ceil chunk clamp clone concat cos "
+    "cumsum diff div einsum eq erf exp flatten flip floor full full_like gather ge gt index_select le log "
+    "log1p log2 log_softmax logical_and logical_not logical_or logsumexp lt masked_fill matmul max maximum "
+    "mean min minimum mm movedim mul narrow ne neg ones ones_like outer permute pow prod rand_like "
+    "randn_like reciprocal relu relu_ repeat_interleave reshape roll round rsqrt selu sigmoid sigmoid_ sign "
+    "sin softmax split sqrt square squeeze stack std sub sum swapaxes swapdims tanh tanh_ tensor_split tile "
+    "topk transpose tril triu unbind unflatten unsqueeze var var_mean where zeros zeros_like"
 )
 _FUNCTIONAL = (
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
@@ -69,14 +69,15 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 
 METHODS = frozenset(
     (
-        "abs add add_ addcmul amax amin argmax argmin bfloat16 bmm bool ceil chunk clamp clamp_ clone "
-        "contiguous cos cumsum detach dim div div_ double eq erf exp expand expand_as flatten flip float "
-        "floor gather ge gt half index_select int le log log1p log_softmax logical_and logical_not "
+        "abs add add_ addcmul amax amin argmax argmin bernoulli_ bfloat16 bmm bool ceil chunk clamp clamp_ "
+        "clone contiguous cos cumsum detach dim div div_ double eq erf exp expand expand_as flatten flip "
+        "float floor gather ge gt half index_select int le log log1p log_softmax logical_and logical_not "
         "logical_or logsumexp long lt masked_fill masked_fill_ matmul max maximum mean min minimum mm "
-        "movedim mul mul_ narrow ndimension ne neg numel permute pow prod reciprocal relu relu_ repeat "
-        "repeat_interleave reshape reshape_as roll round rsqrt sigmoid sigmoid_ sign sin size softmax split "
-        "sqrt square squeeze std stride sub sub_ sum swapaxes swapdims t tanh tanh_ tile to topk transpose "
-        "tril triu type_as unbind unflatten unfold unsqueeze var view view_as where"
+        "movedim mul mul_ narrow ndimension ne neg new_empty new_full new_ones new_zeros numel permute pow "
+        "prod reciprocal relu relu_ repeat repeat_interleave reshape reshape_as roll round rsqrt sigmoid "
+        "sigmoid_ sign sin size softmax split sqrt square squeeze std stride sub sub_ sum swapaxes swapdims "
+        "t tanh tanh_ tile to topk transpose tril triu type_as unbind unflatten unfold unsqueeze var view "
+        "view_as where"
     ).split()
 )
 
