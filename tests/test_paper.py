@@ -20,6 +20,7 @@ import eigendamage_ext as ed
 from benchmarks import stages
 from benchmarks.paper import __main__ as paper
 from benchmarks.paper import cell, experiment, images, report, results, settings
+from benchmarks.paper.asked import Asked
 from benchmarks.paper.report import Row
 from eigendamage_ext import _devices, _files
 from eigendamage_ext.data import Split, TensorLoader, digits
@@ -432,6 +433,22 @@ def test_the_configurations_state_what_the_paper_did(monkeypatch: pytest.MonkeyP
         assert (one.steps, one.ratio, one.max_ratio) == (1, (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.95)
         assert (rounds.steps, rounds.ratio, rounds.max_ratio) == (7, (0.5,), 0.5)
         assert one.variants == rounds.variants == list(METHODS)
+
+
+def test_the_results_are_in_step_with_the_record() -> None:
+    record = results.read_json(results.RECORD)
+    assert results.RECORD.read_text() == results.text(record)
+    document = results.PAGE.read_text()
+    assert results.page(document, record) == document, "run python -m benchmarks.paper.results --render"
+    assert results.FIGURE.read_text().endswith(results.stamp(record)), "run it"
+    assert set(record["about"]) == {"date", "commit", "cpu", "threads", "simd", "torch"}
+    for name in (*results.TITLES, results.ROUNDS):
+        found = {(row["method"], row["budget"]) for row in record["experiments"][name]}
+        wanted = {
+            (asked.variant, asked.budget)
+            for asked in Asked.all(settings.read(ROOT / f"configs/small/{name}.toml"))
+        }
+        assert found == wanted, name
 
 
 def test_a_results_table_holds_what_was_found() -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from .asked import DENSE
 from .report import Row
 
-SIDES = (("accuracy_bn", "batch norm re-estimated, nothing trained"), ("accuracy_tuned", "fine-tuned"))
+SIDES = (("accuracy_bn", "cut, BN re-estimated"), ("accuracy_tuned", "fine-tuned"))
 INK, MUTED, GRID = "#24292f", "#59636e", "#d8dee4"
 LINES = {  # method -> colour, dashes, marker; open markers are filter methods
     "eigendamage": ("#0b5cad", "-", "o"),

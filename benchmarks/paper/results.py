@@ -94,7 +94,7 @@ def loaded(record: Record) -> dict[str, list[Row]]:
 
 def one_pass(experiments: Mapping[str, Sequence[Row]]) -> str:
     """A table: what every method leaves at each budget, without and with fine-tuning, on every network."""
-    budgets = list(dict.fromkeys(row.budget for name in TITLES for row in experiments[name] if row.budget))
+    budgets = sorted({row.budget for name in TITLES for row in experiments[name] if row.budget}, reverse=True)
     head = ["cut by", *(budget.removeprefix("flops ") for budget in budgets)]
     lines = [head, ["---"] * len(head)]
     for name, title in TITLES.items():
@@ -104,12 +104,13 @@ def one_pass(experiments: Mapping[str, Sequence[Row]]) -> str:
         seeds = f", {len(dense.done)} seeds" if len(dense.done) > 1 else ""
         lines.append([f"**{title}**{seeds}, dense {whole}", *[""] * len(budgets)])
         table = {(row.method, row.budget): row for row in found}
-        best = {budget: max(_tuned(row) for row in found if row.budget == budget) for budget in budgets}
+        best = {
+            budget: max((_tuned(row) for row in found if row.budget == budget), default=0.0)
+            for budget in budgets
+        }
         for method in dict.fromkeys(row.method for row in found if row.manner != DENSE):
-            cells = [
-                _cell(table[method, budget], best[budget]) for budget in budgets if (method, budget) in table
-            ]
-            lines.append([_named(method), *cells])
+            cells = ((table.get((method, budget)), best[budget]) for budget in budgets)
+            lines.append([_named(method), *(_cell(row, most) if row else "" for row, most in cells)])
     return _markdown(lines)
 
 
@@ -140,12 +141,14 @@ def rounds(found: Sequence[Row]) -> str:
     for method in dict.fromkeys(row.method for row in found if row.manner != DENSE):
         line = [_named(method)]
         for manner in manners:
-            last = [row for row in found if (row.method, row.manner) == (method, manner)][-1]
-            if last.done:
-                line += [f"{100 * last.mean(key):.1f} %" for key in ("flops_kept", "params_kept")]
-                line.append(last.percent("accuracy_tuned"))
+            last = [row for row in found if (row.method, row.manner) == (method, manner)][-1:]
+            if not last:
+                line += [""] * 3
+            elif last[0].done:
+                line += [f"{100 * last[0].mean(key):.1f} %" for key in ("flops_kept", "params_kept")]
+                line.append(last[0].percent("accuracy_tuned"))
             else:
-                line += [f"not below {fmean(last.nearest):.2f}", "", ""]
+                line += [f"not below {fmean(last[0].nearest):.2f}", "", ""]
         lines.append(line)
     return _markdown(lines)
 
