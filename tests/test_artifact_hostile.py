@@ -127,6 +127,11 @@ HOSTILE = {
         lambda n, t: module(n, "")["graph"].update(steps=[["tensor", "bare", [], {}]] * 20_001),
         "at most 20,000 steps, got 20001",
     ),
+    "in training": (
+        replaced("", in_training={"inputs": [], "steps": [["module", "no", [], {}]], "output": None}),
+        "call modules that are there, got 'no'",
+    ),
+    "no graph in training": (replaced("", in_training=None), "a graph must have inputs, steps and an output"),
     "input": (
         lambda n, t: module(n, "")["graph"].update(inputs=["x=eval('1')"]),
         "inputs of a graph must be plain names",

@@ -113,10 +113,6 @@ OBSTACLES = {
         doing(lambda self, x: count(self) and x + self.calls, calls=0),
         "it does something else each time",
     ),
-    "training": (
-        doing(lambda self, x: self.linear(x) if self.training else x),
-        "does one thing in training and another in evaluation",
-    ),
     "no_grad": (Graphless, "switches gradients or autocast"),
     "autocast": (InFloat, "switches gradients or autocast"),
     "hooks": (after(lambda m: m.linear.register_forward_hook(print)), "Linear 'linear' has hooks"),

@@ -70,12 +70,14 @@ def _walk(module: nn.Module, path: str, around: tuple[nn.Module, ...]) -> Iterat
 
 def _entry(path: str, module: nn.Module, traced: Traced) -> dict[str, Any]:
     """One module in JSON."""
-    kind, graph = known_class(module) or "Module", traced.graphs.get(path)
+    kind, graphs = known_class(module) or "Module", traced.graphs.get(path)
     entry: dict[str, Any] = {"path": path, "class": kind, "training": module.training}
     if kind in LEAVES:
         return entry | {"arguments": _arguments(path, module, LEAVES[kind])}
-    if graph is not None:
-        entry |= {"class": "Network", "title": _title(module), "graph": graph.to_json()}
+    if graphs is not None:
+        entry |= {"class": "Network", "title": _title(module), "graph": graphs.evaluation.to_json()}
+        if graphs.training != graphs.evaluation:
+            entry["in_training"] = graphs.training.to_json()
     hidden = module._non_persistent_buffers_set
     own = {
         "parameters": [name for name, p in module._parameters.items() if p is not None],

@@ -43,13 +43,6 @@ class Value(NamedTuple):
     number: int
 
 
-class ByMode(NamedTuple):
-    """A constant that is one in training and another in evaluation; the module's own mode decides."""
-
-    training: Any
-    evaluation: Any
-
-
 @dataclass(frozen=True)
 class Step:
     """One operation.
@@ -57,8 +50,8 @@ class Step:
     Attributes:
         kind: One of `KINDS`.
         target: Its name in the table of its kind; of a module or tensor its path in the module.
-        args: Positional arguments: constants, `Value`, `ByMode`, and tuples, lists and slices of them. The
-            first of a method or an attribute is what it belongs to.
+        args: Positional arguments: constants, `Value`, and tuples, lists and slices of them. The first of a
+            method or an attribute is what it belongs to.
         kwargs: Keyword arguments.
     """
 
@@ -125,6 +118,13 @@ class Graph:
         )
 
 
+class Graphs(NamedTuple):
+    """What a module does in its two modes; mostly the same."""
+
+    training: Graph
+    evaluation: Graph
+
+
 def is_path(text: Any) -> bool:
     """Whether it is a path of plain names, without double underscores before any of them."""
     return isinstance(text, str) and _PATH.fullmatch(text) is not None
@@ -168,8 +168,6 @@ def to_json(value: Any) -> Any:
             return value if math.isfinite(value) else {"float": str(value)}
         case Value(number):
             return {"value": number}
-        case ByMode():
-            return {"by_mode": [to_json(constant) for constant in value]}
         case tuple():
             return {"tuple": [to_json(part) for part in value]}
         case list():
@@ -191,7 +189,7 @@ def from_json(data: Any, known: int = 0, depth: int = 0) -> Any:
 
     Args:
         data: JSON.
-        known: How many values there are to refer to; 0: it must be a constant, the same in every mode.
+        known: How many values there are to refer to; 0: it must be a constant.
         depth: How deep it lies in other values.
 
     Raises:
@@ -222,8 +220,6 @@ def from_json(data: Any, known: int = 0, depth: int = 0) -> Any:
             return slice(*parts(items, 3))
         case {"value": int(number), **rest} if not rest and type(number) is int and 0 <= number < known:
             return Value(number)
-        case {"by_mode": items, **rest} if not rest and known:
-            return ByMode(*parts(items, 2))
         case {"float": "inf" | "-inf" | "nan" as text, **rest} if not rest:
             return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[text]
         case {"dtype": str(name), **rest} if not rest and name in DTYPES:

@@ -6,27 +6,27 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from eigendamage_ext.artifact.allowlist import FUNCTIONS
-from eigendamage_ext.artifact.graph import ByMode, Graph, Step, Value
+from eigendamage_ext.artifact.graph import Graph, Graphs, Step, Value
 
 
 class Network(nn.Module):
     """What became of a module with a forward of its own, under the names its parts had.
 
     Args:
-        graph: What it does.
+        graphs: What it does.
         title: The name of the class that it was, to be printed.
     """
 
-    def __init__(self, graph: Graph, title: str) -> None:
+    def __init__(self, graphs: Graphs, title: str) -> None:
         super().__init__()
-        self._network_graph = graph
+        self._network_graphs = graphs
         self._network_title = title
-        self._network_spent = _spent(graph)
+        self._network_spent = tuple(map(_spent, graphs))
 
     @property
-    def network_graph(self) -> Graph:
+    def network_graphs(self) -> Graphs:
         """What it does."""
-        return self._network_graph
+        return self._network_graphs
 
     @property
     def network_title(self) -> str:
@@ -35,19 +35,21 @@ class Network(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gave that was saved, for arguments of the same names."""
-        graph = self._network_graph
-        values: list[Any] = self._bound(args, kwargs)
-        for step, spent in zip(graph.steps, self._network_spent, strict=True):
+        graph, spent = self._network_graphs.evaluation, self._network_spent[1]
+        if self.training:
+            graph, spent = self._network_graphs.training, self._network_spent[0]
+        values = self._bound(graph, args, kwargs)
+        for step, numbers in zip(graph.steps, spent, strict=True):
             values.append(self._run(step, values))
-            for number in spent:
+            for number in numbers:
                 values[number] = None  # activations are given back as early as the model itself does
-        return self._filled(graph.output, values)
+        return _filled(graph.output, values)
 
     def _get_name(self) -> str:
         return self._network_title
 
-    def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        names = self._network_graph.inputs
+    def _bound(self, graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        names = graph.inputs
         given = dict(zip(names, args, strict=False))
         if len(args) > len(names) or {*given, *kwargs} != {*names} or given.keys() & kwargs.keys():
             raise TypeError(
@@ -58,8 +60,8 @@ class Network(nn.Module):
         return [given[name] for name in names]
 
     def _run(self, step: Step, values: list[Any]) -> Any:
-        args = [self._filled(value, values) for value in step.args]
-        kwargs = {name: self._filled(value, values) for name, value in step.kwargs.items()}
+        args = [_filled(value, values) for value in step.args]
+        kwargs = {name: _filled(value, values) for name, value in step.kwargs.items()}
         if step.kind == "function":
             return FUNCTIONS[step.target](*args, **kwargs)
         if step.kind == "module":
@@ -73,17 +75,16 @@ class Network(nn.Module):
         found = getattr(subject, step.target)
         return found if step.kind == "attribute" else found(*rest, **kwargs)
 
-    def _filled(self, value: Any, values: list[Any]) -> Any:
-        """An argument with values in the places that refer to them."""
-        if isinstance(value, Value):
-            return values[value.number]
-        if isinstance(value, ByMode):
-            return value.training if self.training else value.evaluation
-        if isinstance(value, (tuple, list)):
-            return type(value)(self._filled(part, values) for part in value)
-        if isinstance(value, slice):
-            return slice(*(self._filled(part, values) for part in (value.start, value.stop, value.step)))
-        return value
+
+def _filled(value: Any, values: list[Any]) -> Any:
+    """An argument with values in the places that refer to them."""
+    if isinstance(value, Value):
+        return values[value.number]
+    if isinstance(value, (tuple, list)):
+        return type(value)(_filled(part, values) for part in value)
+    if isinstance(value, slice):
+        return slice(*(_filled(part, values) for part in (value.start, value.stop, value.step)))
+    return value
 
 
 def _spent(graph: Graph) -> tuple[tuple[int, ...], ...]:
@@ -104,6 +105,6 @@ def _values(value: Any) -> list[int]:
         return [value.number]
     if isinstance(value, slice):
         value = (value.start, value.stop, value.step)
-    if isinstance(value, (tuple, list)) and not isinstance(value, ByMode):
+    if isinstance(value, (tuple, list)):
         return [number for part in value for number in _values(part)]
     return []

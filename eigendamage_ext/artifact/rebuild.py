@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eigendamage_ext.artifact.allowlist import CONTAINERS, LEAVES, without_memory
-from eigendamage_ext.artifact.graph import Graph, from_json, is_name, is_path, joined, refusal
+from eigendamage_ext.artifact.graph import Graph, Graphs, from_json, is_name, is_path, joined, refusal
 from eigendamage_ext.artifact.network import Network
 
 MODULES = 20_000  # the most in a file
@@ -61,7 +61,8 @@ def rebuild(record: Any, state: dict[str, Tensor], extra: dict[str, Tensor]) -> 
         raise refusal("tensors in the file", "be those of its modules", wrong)
     for path, module in made.items():
         if isinstance(module, Network):
-            _check_graph(path, module.network_graph, made, tensors)
+            for graph in module.network_graphs:
+                _check_graph(path, graph, made, tensors)
     return model
 
 
@@ -205,7 +206,9 @@ def _container(path: str, kind: str, rest: dict[Any, Any], supply: _Supply) -> n
         title = rest.pop("title", None)
         if not is_name(title):
             raise refusal(f"the class of {path!r}", "be a plain name", title)
-        module = Network(Graph.from_json(rest.pop("graph", None)), title)
+        graph = Graph.from_json(rest.pop("graph", None))
+        in_training = Graph.from_json(rest.pop("in_training")) if "in_training" in rest else graph
+        module = Network(Graphs(in_training, graph), title)
     elif kind in CONTAINERS:
         module = CONTAINERS[kind]()
     else:

@@ -1,7 +1,7 @@
 """What the modules of a model do, one module at a time.
 
 Every module with a forward of its own is traced by itself, so the parts of a model stay its parts. It is
-traced in training and in evaluation; what it does in both must be the same but for constants.
+traced in training and in evaluation, twice each, because what it does must be the same every time.
 """
 
 import copy
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eigendamage_ext.artifact.allowlist import FUNCTIONS, METHODS, known_class
-from eigendamage_ext.artifact.graph import ByMode, Graph, Step, UntraceableError, Value, joined
+from eigendamage_ext.artifact.graph import Graph, Graphs, Step, UntraceableError, Value, joined
 from eigendamage_ext.artifact.network import Network
 from eigendamage_ext.artifact.proxies import Call, Tracer
 from eigendamage_ext.pruning.channel_check import first_line
@@ -32,7 +32,7 @@ class Traced:
         constants: Tensors that graphs use and that no module registers, by their paths.
     """
 
-    graphs: dict[str, Graph] = field(default_factory=dict)
+    graphs: dict[str, Graphs] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -55,63 +55,63 @@ def trace(model: nn.Module) -> Traced:
     traced = Traced()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        _visit(_skeleton(model), "", [], traced)
+        _visit(_skeleton(model), "", {}, traced)
     return traced
 
 
-def _visit(module: nn.Module, path: str, calls: list[tuple[Call, Call]], traced: Traced) -> None:
+Calls = dict[bool, list[Call]]  # whether in training: how a module is called then
+
+
+def _visit(module: nn.Module, path: str, calls: Calls, traced: Traced) -> None:
     """Traces a module and those it calls.
 
     Args:
         module: Any module.
         path: Its path in the model.
-        calls: How others call it, in training and in evaluation; empty: as if it stood alone.
+        calls: How others call it; empty: as if it stood alone.
         traced: What was found; this grows.
     """
     if known_class(module) == "Sequential":
         for name, child in module.named_children():
-            _visit(child, joined(path, name), [], traced)
+            _visit(child, joined(path, name), {}, traced)
     if known_class(module) is not None:
         return
-    inner: dict[str, list[tuple[Call, Call]]] = {}
+    inner: dict[str, Calls] = {}
     if isinstance(module, Network):
-        graphs = [module.network_graph]
-        inner = {step.target: [] for step in module.network_graph.steps if step.kind == "module"}
+        found = [module.network_graphs]
+        inner = {step.target: {} for graph in found[0] for step in graph.steps if step.kind == "module"}
     else:
         try:
-            calls = calls or [(Call.alone(module), Call.alone(module))]
-            graphs = [_graph(module, path, call, inner, traced) for call in calls]
+            some = [call for called in calls.values() for call in called] or [Call.alone(module)]
+            modes = (
+                [_graph(module, path, call, training, inner, traced) for call in calls.get(training, some)]
+                for training in (True, False)
+            )
+            found = list(itertools.starmap(Graphs, itertools.product(*modes)))
         except UntraceableError as error:
             raise UntraceableError(f"{_called(path, module)}: {error}") from error
-    if any(graph != traced.graphs.setdefault(path, graphs[0]) for graph in graphs):
+    if any(graphs != traced.graphs.setdefault(path, found[0]) for graphs in found):
         raise UntraceableError(f"{_called(path, module)} is called in different ways")
-    for name, found in inner.items():
-        _visit(module.get_submodule(name), joined(path, name), found, traced)
+    for name, how in inner.items():
+        _visit(module.get_submodule(name), joined(path, name), how, traced)
 
 
 def _graph(
-    module: nn.Module,
-    path: str,
-    calls: tuple[Call, Call],
-    inner: dict[str, list[tuple[Call, Call]]],
-    traced: Traced,
+    module: nn.Module, path: str, call: Call, training: bool, inner: dict[str, Calls], traced: Traced
 ) -> Graph:
-    """What a module does when it is called so; adds to `inner` how it calls others."""
-    (training, evaluation), again = (
-        [_traced(module, call, mode) for call, mode in zip(calls, (True, False), strict=True)]
-        for _ in range(2)
-    )
-    graph = _merged(training.graph, evaluation.graph)
-    if _merged(*(tracer.graph for tracer in again)) != graph:
+    """What a module does in one mode when it is called so; adds to `inner` how it calls others."""
+    first, second = (_traced(module, call, training) for _ in range(2))
+    graph = _read(first.graph)
+    if _read(second.graph) != graph:
         raise UntraceableError("it does something else each time")
-    for (name, call), (_, in_evaluation) in zip(training.calls, evaluation.calls, strict=True):
-        known = inner.setdefault(name, [])
-        if call is not None and in_evaluation is not None:
-            known.append((call, in_evaluation))
-    for name, tensor in training.tensors.items():
-        if not _same(tensor, evaluation.tensors[name]):
+    for name, how in first.calls:
+        known = inner.setdefault(name, {})
+        if how is not None:
+            known.setdefault(training, []).append(how)
+    for name, tensor in first.tensors.items():
+        others = second.tensors[name], traced.constants.setdefault(joined(path, name), tensor)
+        if not all(_same(tensor, other) for other in others):
             raise UntraceableError(f"the tensor {name!r} is another each time")
-        traced.constants[joined(path, name)] = tensor
     return graph
 
 
@@ -134,39 +134,28 @@ def _traced(module: nn.Module, call: Call, training: bool) -> Tracer:
     return tracer
 
 
-def _merged(training: fx.Graph, evaluation: fx.Graph) -> Graph:
-    """One graph that does in either mode what was found in it."""
-    pairs = list(zip(training.nodes, evaluation.nodes, strict=False))
-    if len(training.nodes) != len(evaluation.nodes) or any(
-        (a.op, a.target, a.kwargs.keys()) != (b.op, b.target, b.kwargs.keys()) for a, b in pairs
-    ):
-        raise UntraceableError("it does one thing in training and another in evaluation")
-    numbers = {node: number for number, pair in enumerate(pairs) for node in pair}
+def _read(graph: fx.Graph) -> Graph:
+    """What torch.fx found, by the names that files have for it."""
+    numbers = {node: number for number, node in enumerate(graph.nodes)}
 
-    def merged(a: Any, b: Any) -> Any:
-        if isinstance(a, fx.Node) and isinstance(b, fx.Node) and numbers[a] == numbers[b]:
-            return Value(numbers[a])
-        if isinstance(a, slice) and isinstance(b, slice):
-            return slice(merged(a.start, b.start), merged(a.stop, b.stop), merged(a.step, b.step))
+    def read(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return Value(numbers[value])
+        if isinstance(value, slice):
+            return slice(read(value.start), read(value.stop), read(value.step))
         for kind in (tuple, list):
-            if isinstance(a, kind) and isinstance(b, kind) and len(a) == len(b):
-                return kind(itertools.starmap(merged, zip(a, b, strict=True)))
-        if type(a) is type(b) and (a is b or a == b or (a != a and b != b)):
-            return a
-        if all(isinstance(x, bool | int | float | str | None) for x in (a, b)):
-            return ByMode(a, b)
-        raise UntraceableError(f"it uses {a!r} in training and {b!r} in evaluation")
+            if isinstance(value, kind):
+                return kind(map(read, value))
+        return value
 
     inputs, steps = [], []
-    for a, b in pairs:
-        if a.op == "placeholder":
-            inputs.append(str(a.target))
-        elif a.op == "output":
-            output = merged(a.args[0], b.args[0])
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            inputs.append(str(node.target))
+        elif node.op == "output":
+            output = read(node.args[0])
         else:
-            args = merged(a.args, b.args)
-            kwargs = {name: merged(value, b.kwargs[name]) for name, value in a.kwargs.items()}
-            steps.append(_step(a, args, kwargs))
+            steps.append(_step(node, read(node.args), {name: read(v) for name, v in node.kwargs.items()}))
     return Graph(tuple(inputs), tuple(steps), output)
 
 
