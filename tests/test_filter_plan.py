@@ -318,6 +318,8 @@ def loader64():
         ({"allocation": "least_loss"}, ValueError, r"allocation must be left at 'threshold'"),
         ({"damping": -1.0}, ValueError, "damping must be a number from 0 on, got -1.0"),
         ({"damping": "1"}, TypeError, "damping must be a number, got '1'"),
+        ({"reference_compat": "no"}, TypeError, "reference_compat must be True or False, got 'no'"),
+        ({"prune_head": 1}, TypeError, "prune_head must be True or False, got 1"),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
         ({"ignored_layers": "nothing"}, ValueError, "ignored_layers must match layers .*got 'nothing'"),
     ],

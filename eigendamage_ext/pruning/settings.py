@@ -67,6 +67,10 @@ class Settings:
                 "plan: max_ratio must lie in [0, 1], the share of a side that may be cut, got "
                 f"{self.max_ratio!r}"
             )
+        for argument in ("prune_head", "reference_compat"):
+            given = getattr(self, argument)
+            if not isinstance(given, bool):
+                raise TypeError(f"plan: {argument} must be True or False, got {given!r}")
         for argument in ("round_to", "seed"):
             given = getattr(self, argument)
             if isinstance(given, bool) or not isinstance(given, int):
