@@ -43,7 +43,7 @@ def cuts(whole: Any) -> Iterator[Any]:
             if isinstance(plan, DirectionPlan):
                 spec = plan[name].spec
                 inputs, outputs = (max(1, round(share * n)) for n in (spec.in_per_group, spec.out_per_group))
-                plan.set(name, form="both", input_rank=inputs, output_rank=outputs)
+                plan.set(name, input_rank=inputs, output_rank=outputs)
             else:
                 plan.set(name, filters=max(1, round(share * plan[name].spec.out_channels)))
                 members = tuple(other for other, row in plan.items() if row.note == "set by hand")
