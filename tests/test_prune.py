@@ -47,6 +47,18 @@ def test_it_is_the_three_steps_in_one(net):
         assert all(torch.equal(value, expected[name]) for name, value in result.model.state_dict().items())
 
 
+def test_layers_to_be_ignored_are_looked_for_before_the_data_is_read(net):
+    def unread():
+        pytest.fail("the loader was read")
+        yield
+
+    with pytest.raises(ValueError, match=r"ignored_layers must match layers .*got 'stem\.1'"):
+        prune(net, unread(), ignored_layers="stem.1")
+    names = (name for name in ("stem.0", "down"))  # which can be read once
+    plan = prune(net, ignored_layers=names, prune_head=True).plan
+    assert [name for name, row in plan.items() if row.note == "in ignored_layers"] == ["stem.0", "down"]
+
+
 def test_the_same_seed_gives_the_same_network_and_another_one_does_not(net):
     a, b, c = (prune(net, seed=seed).model.state_dict() for seed in (0, 0, 1))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -182,13 +182,15 @@ def matches(name: str, module: nn.Module | None, patterns: Patterns) -> bool:
 
 def as_patterns(patterns: Patterns) -> tuple[Pattern, ...]:
     """One pattern or several, as a tuple."""
-    return (patterns,) if isinstance(patterns, (str, type)) else tuple(patterns)
+    if isinstance(patterns, (str, type)) or not isinstance(patterns, Iterable):
+        return (patterns,)
+    return tuple(patterns)
 
 
 def check_patterns(patterns: Patterns, names: Iterable[str], *, caller: str, argument: str) -> None:
     """Refuses a string that matches no name, with the nearest names, and anything that is not a pattern."""
     known = list(names)
-    for pattern in as_patterns(patterns) if isinstance(patterns, str | Iterable) else (patterns,):
+    for pattern in as_patterns(patterns):
         if isinstance(pattern, type) and issubclass(pattern, nn.Module):
             continue
         if not isinstance(pattern, str):

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from eigendamage_ext.curvature.factors import Factors
-from eigendamage_ext.curvature.layers import LayerSpec, Patterns, check_layer, check_patterns, matches, select
+from eigendamage_ext.curvature.layers import (
+    LayerSpec,
+    Pattern,
+    Patterns,
+    as_patterns,
+    check_layer,
+    check_patterns,
+    matches,
+    select,
+)
 from eigendamage_ext.curvature.state import check_model
 from eigendamage_ext.pruning.coupling import channel_groups
 from eigendamage_ext.pruning.direction_plan import plan_directions
@@ -100,16 +109,24 @@ def plan(
     if factors is not None:
         for spec in factors.specs.values():
             check_layer(model, spec, caller="plan", origin="the factors")
+    ignored_layers = check_ignored(model, ignored_layers)
     return (_directions if settings.cuts_directions else _filters)(
         model, factors, settings, ignored_layers, example
     )
+
+
+def check_ignored(model: nn.Module, patterns: Patterns) -> tuple[Pattern, ...]:
+    """The patterns; a ValueError with the nearest names where one matches no layer of the model."""
+    layers, skipped = select(model)
+    patterns = as_patterns(patterns)
+    check_patterns(patterns, [*layers, *skipped], caller="plan", argument="ignored_layers")
+    return patterns
 
 
 def _directions(
     model: nn.Module, factors: Factors | None, settings: Settings, ignored: Patterns, example: Tensor
 ) -> Plan[Any]:
     assert factors is not None
-    check_patterns(ignored, [*factors.specs, *factors.skipped], caller="plan", argument="ignored_layers")
     layers = {
         name: check_layer(model, spec, caller="plan", origin="the factors")
         for name, spec in factors.specs.items()
@@ -140,7 +157,6 @@ def _filters(
     model: nn.Module, factors: Factors | None, settings: Settings, ignored: Patterns, example: Tensor
 ) -> Plan[Any]:
     layers, skipped = select(model)
-    check_patterns(ignored, [*layers, *skipped], caller="plan", argument="ignored_layers")
     specs = {name: LayerSpec.of(name, layer) for name, layer in layers.items()}
     original = measure(model, example)
     skipped |= _uncalled(specs, original)

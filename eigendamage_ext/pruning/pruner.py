@@ -14,7 +14,7 @@ from eigendamage_ext.curvature.layers import Patterns
 from eigendamage_ext.curvature.state import check_model, device_of, preserved
 from eigendamage_ext.pruning.channel_graph import dependency_graph
 from eigendamage_ext.pruning.plan import PruneResult
-from eigendamage_ext.pruning.planning import plan
+from eigendamage_ext.pruning.planning import check_ignored, plan
 from eigendamage_ext.pruning.settings import Settings
 
 SECOND_PASSES = {"moments": "scores='ekfac'", "diagonal": "method='c-obd'", "gradient": "method='taylor'"}
@@ -81,13 +81,14 @@ def prune(
         progress: See `estimate_factors`.
 
     Raises:
-        ValueError, ImportError: As its parts do, but settings are checked, and torch_pruning is looked for,
-            before the factors are estimated.
+        ValueError, ImportError: As its parts do, but settings and `ignored_layers` are checked, and
+            torch_pruning is looked for, before the factors are estimated.
     """
     settings = Settings(
         target, method, scores, allocation, max_ratio, round_to, prune_head, damping, seed, reference_compat
     )
     check_model(model, caller="prune")
+    ignored_layers = check_ignored(model, ignored_layers)
     needs = settings.cutter.needs
     extra = "moments" if scores == "ekfac" else needs if needs in SECOND_PASSES else None
     if loader is None and factors is None and (needs or example_inputs is None):
