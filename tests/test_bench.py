@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from eigendamage_ext import bench, ops, reference
-from eigendamage_ext.__main__ import main
+from eigendamage_ext.cli import main
 
 TINY = {"batch": 2, "scale": 16, "seconds": 0.0}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from eigendamage_ext import __main__ as command_line
+from eigendamage_ext import cli as command_line
 from eigendamage_ext import demo, ops
 from eigendamage_ext.demo import DemoSettings, print_table, run_demo
 from eigendamage_ext.report import Measurement, ReportData

@@ -20,7 +20,8 @@ ORDER = [
     ["artifact"],
     ["report"],
     ["_meter"],
-    ["demo", "bench", "cli"],
+    ["demo", "bench"],
+    ["cli"],
     ["__main__"],
 ]
 APART = ["training", "data", "models"]  # import private modules alone
