@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -118,11 +120,68 @@ def read_tensors(
         ArtifactError: The file is missing, truncated, corrupted, of another format or of a newer version.
     """
     where = str(path)
+    with _opened(where) as file:
+        metadata = file.metadata() or {}
+        names = file.keys()
+        tensors = {name: file.get_tensor(name).clone() for name in names}
+    found = metadata.get("format")
+    if found != format:
+        got = "a safetensors file without a format" if found is None else f"format {found!r}"
+        raise ArtifactError(
+            f"load: {where!r} must have the format {format!r}, got {got}; pass the right file"
+        )
+    _checked_version(where, metadata, version or FORMAT_VERSION)
+    text = _manifest_text(where, metadata)
+    if metadata.get("digest") != _digest(tensors, text):
+        raise ArtifactError(f"load: {where!r} must match its checksum, got corrupted content; save it again")
+    return tensors, _parsed(where, text)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says before its tensors; whether the tensors match its checksum is not known.
+
+    Attributes:
+        format: One of those that were asked for; None: it is another's file.
+        version: Of that format; 0 of another's file.
+        manifest: Not trusted; of another's file its metadata.
+        tensors: The dtype as safetensors names it ("F32") and the shape of each tensor, by name.
+    """
+
+    format: str | None
+    version: int
+    manifest: dict[str, Any]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+
+
+def read_header(path: str | os.PathLike[str], versions: Mapping[str, int]) -> Header:
+    """Reads all but the tensors of a safetensors file.
+
+    Args:
+        path: The file.
+        versions: The formats that are looked for, and the newest version of each that is understood.
+
+    Raises:
+        ArtifactError: The file is missing, truncated or of a newer version, or its manifest is no object.
+    """
+    where = str(path)
+    with _opened(where) as file:
+        metadata = file.metadata() or {}
+        slices = {name: file.get_slice(name) for name in sorted(file.keys())}
+        tensors = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    format = metadata.get("format", "")
+    if format not in versions:
+        return Header(None, 0, dict(metadata), tensors)
+    version = _checked_version(where, metadata, versions[format])
+    return Header(format, version, _parsed(where, _manifest_text(where, metadata)), tensors)
+
+
+@contextmanager
+def _opened(where: str) -> Iterator[Any]:
+    """A safetensors file, open to be read."""
     try:
         with safetensors.safe_open(where, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            names = file.keys()
-            tensors = {name: file.get_tensor(name).clone() for name in names}
+            yield file
     except FileNotFoundError:
         raise ArtifactError(f"load: path must name a file, got {where!r}, which does not exist") from None
     except (OSError, safetensors.SafetensorError, ValueError) as error:
@@ -131,13 +190,10 @@ def read_tensors(
             f"({error}); save it again"
         ) from error
 
-    found = metadata.get("format")
-    if found != format:
-        got = "a safetensors file without a format" if found is None else f"format {found!r}"
-        raise ArtifactError(
-            f"load: {where!r} must have the format {format!r}, got {got}; pass the right file"
-        )
-    newest, stated = version or FORMAT_VERSION, metadata.get("format_version", "")
+
+def _checked_version(where: str, metadata: Mapping[str, str], newest: int) -> int:
+    """The format version that a file states."""
+    stated = metadata.get("format_version", "")
     if not (stated.isascii() and stated.isdecimal() and len(stated) < 10):
         raise ArtifactError(
             f"load: {where!r} must state its format version, got {stated[:20]!r}; save it again"
@@ -147,14 +203,20 @@ def read_tensors(
             f"load: {where!r} must have a format version up to {newest}, got {stated}; "
             "install a newer eigendamage-ext"
         )
+    return int(stated)
+
+
+def _manifest_text(where: str, metadata: Mapping[str, str]) -> str:
     text = metadata.get("manifest", "")
     if len(text) > MANIFEST_LIMIT:
         raise ArtifactError(
             f"load: {where!r} must have a manifest of at most {MANIFEST_LIMIT:,} characters, got "
             f"{len(text):,}; save it again"
         )
-    if metadata.get("digest") != _digest(tensors, text):
-        raise ArtifactError(f"load: {where!r} must match its checksum, got corrupted content; save it again")
+    return text
+
+
+def _parsed(where: str, text: str) -> dict[str, Any]:
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError):
@@ -163,7 +225,7 @@ def read_tensors(
         raise ArtifactError(
             f"load: {where!r} must hold a JSON object as its manifest, got {text[:60]!r}; save it again"
         )
-    return tensors, manifest
+    return manifest
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from eigendamage_ext import _files
-from eigendamage_ext._files import ArtifactError, read_tensors, write_atomically, write_tensors
+from eigendamage_ext._files import ArtifactError, read_header, read_tensors, write_atomically, write_tensors
 
 TENSORS = {
     "float32": torch.randn(3, 4),
@@ -167,3 +167,34 @@ def test_a_symbolic_link_is_followed(tmp_path):
 def test_the_manifest_is_readable_without_this_package(path):
     with safetensors.safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["manifest"]) == MANIFEST
+
+
+def test_a_header_tells_names_dtypes_and_shapes(path):
+    header = read_header(path, {"test": 1})
+    assert (header.format, header.version, header.manifest) == ("test", 1, MANIFEST)
+    assert header.tensors["bfloat16"] == ("BF16", (5,)) and header.tensors["transposed"] == ("F32", (4, 3))
+    assert {name: shape for name, (_, shape) in header.tensors.items()} == {
+        name: tuple(tensor.shape) for name, tensor in TENSORS.items()
+    }
+
+
+def test_a_header_is_read_without_the_tensors(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes(byte ^ 255 for byte in content[-8:]))
+    assert read_header(path, {"test": 1}).manifest == MANIFEST  # which a checksum of the tensors would refuse
+    with pytest.raises(ArtifactError, match="checksum"):
+        read_tensors(path, format="test")
+
+
+def test_the_header_of_another_file_is_its_metadata(path):
+    safetensors.torch.save_file({"a": torch.zeros(2, 3)}, path, {"format": "pt", "manifest": "{"})
+    header = read_header(path, {"test": 1})
+    assert (header.format, header.version) == (None, 0)
+    assert header.manifest == {"format": "pt", "manifest": "{"} and header.tensors == {"a": ("F32", (2, 3))}
+
+
+def test_a_header_of_a_newer_version_is_refused(path):
+    write_tensors(path, {}, {}, format="test", version=3)
+    assert read_header(path, {"test": 3}).version == 3
+    with pytest.raises(ArtifactError, match="version up to 2, got 3"):
+        read_header(path, {"test": 2})
