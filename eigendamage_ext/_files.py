@@ -169,11 +169,11 @@ def read_header(path: str | os.PathLike[str], versions: Mapping[str, int]) -> He
         metadata = file.metadata() or {}
         slices = {name: file.get_slice(name) for name in sorted(file.keys())}
         tensors = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    format = metadata.get("format", "")
-    if format not in versions:
+    found = metadata.get("format", "")
+    if found not in versions:
         return Header(None, 0, dict(metadata), tensors)
-    version = _checked_version(where, metadata, versions[format])
-    return Header(format, version, _parsed(where, _manifest_text(where, metadata)), tensors)
+    version = _checked_version(where, metadata, versions[found])
+    return Header(found, version, _parsed(where, _manifest_text(where, metadata)), tensors)
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def test_the_manifest_is_readable_without_this_package(path):
 def test_a_header_tells_names_dtypes_and_shapes(path):
     header = read_header(path, {"test": 1})
     assert (header.format, header.version, header.manifest) == ("test", 1, MANIFEST)
-    assert header.tensors["bfloat16"] == ("BF16", (5,)) and header.tensors["transposed"] == ("F32", (4, 3))
+    assert header.tensors["bfloat16"] == ("BF16", (5,)) and header.tensors["int64"] == ("I64", ())
     assert {name: shape for name, (_, shape) in header.tensors.items()} == {
         name: tuple(tensor.shape) for name, tensor in TENSORS.items()
     }
