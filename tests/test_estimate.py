@@ -336,7 +336,7 @@ def inference_model() -> nn.Module:
             ValueError,
             "got none ('': it is the whole model; wrap it in nn.Sequential)",
         ),
-        (lambda: nn.Sequential(nn.Conv1d(3, 3, 1)), ValueError, "got none ('0': Conv1d is not covered"),
+        (lambda: nn.Sequential(nn.Conv3d(3, 3, 1)), ValueError, "got none ('0': Conv3d is not covered"),
     ],
 )
 def test_models_that_cannot_be_watched_are_refused(make, error, message):

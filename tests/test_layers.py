@@ -21,6 +21,13 @@ class OwnConvForward(nn.Conv2d):
         return super()._conv_forward(x, weight * 2, bias)
 
 
+class OwnProduct(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(1, 2, 2))
+        self.scale, self.token = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(1, 1, 3))
+
+
 class Renamed(nn.Linear):
     """A subclass that changes nothing."""
 
@@ -57,10 +64,14 @@ REFUSED = {
     "ConvTranspose2d": (
         lambda: nn.ConvTranspose2d(2, 3, 3),
         "",
-        "ConvTranspose2d is not covered, only Conv2d and",
+        "ConvTranspose2d is not covered, only Conv1d, Conv2d and",
     ),
-    "Conv1d": (lambda: nn.Conv1d(2, 3, 3), "", "Conv1d is not covered"),
-    "Conv3d": (lambda: nn.Conv3d(2, 3, 3), "", "Conv3d is not covered"),
+    "Conv3d": (lambda: nn.Conv3d(2, 3, 3), "", "Conv3d is not covered: kernels move along one or two"),
+    "Embedding": (lambda: nn.Embedding(2, 3), "", "Embedding is a table, not a product"),
+    "EmbeddingBag": (lambda: nn.EmbeddingBag(2, 3), "", "EmbeddingBag is a table, not a product"),
+    "RNN": (lambda: nn.RNN(1, 1), "", "RNN is not covered"),
+    "own product": (OwnProduct, "", "OwnProduct holds left, right itself; only what a Conv1d, Conv2d or"),
+    "list of parameters": (lambda: nn.ParameterList([torch.ones(2, 2)]), "", "ParameterList holds 0 itself"),
     "Bilinear": (lambda: nn.Bilinear(2, 3, 4), "", "Bilinear is not covered"),
     "LSTM": (lambda: nn.LSTM(2, 3), "", "LSTM is not covered"),
     "attention": (lambda: nn.MultiheadAttention(4, 2), "", "MultiheadAttention is not covered"),
@@ -129,14 +140,16 @@ def test_everything_else_with_a_weight_matrix_is_covered_in_the_order_of_the_mod
         {
             "subclass": Renamed(2, 3),
             "norm": nn.BatchNorm2d(3),
+            "norm of images": nn.LayerNorm([3, 2, 2]),
+            "scales": nn.PReLU(3),
             "block": nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 3, groups=3)),
-            "embedding": nn.Embedding(3, 4),
+            "sequence": nn.Conv1d(2, 3, 1),
             "decoder": nn.TransformerDecoderLayer(4, 2, 8),
             "frozen": nn.Linear(2, 3).requires_grad_(False),
         }
     )
     covered, _ = select(model)
-    expected = ["subclass", "block.0", "block.2", "decoder.linear1", "decoder.linear2", "frozen"]
+    expected = ["subclass", "block.0", "block.2", "sequence", "decoder.linear1", "decoder.linear2", "frozen"]
     assert list(covered) == expected
     assert all(covered[name] is model.get_submodule(name) for name in expected)
 
@@ -148,7 +161,7 @@ def test_a_weight_in_two_modules_is_skipped_in_both():
     model["head"].weight = model["embedding"].weight
     covered, skipped = select(model)
     assert list(covered) == ["other"]
-    assert skipped == {"head": "its weight is shared with 'embedding'"}
+    assert skipped["head"] == "its weight is shared with 'embedding'"
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     model[2].bias = model[0].bias
     assert select(model)[1] == {"0": "its bias is shared with '2'", "2": "its bias is shared with '0'"}
@@ -275,5 +288,5 @@ def test_a_linear_is_a_convolution_with_one_position():
 
 
 def test_nothing_else_has_numbers():
-    with pytest.raises(TypeError, match="must be a Conv2d or Linear, got BatchNorm2d 'norm'"):
+    with pytest.raises(TypeError, match="must be a Conv1d, Conv2d or Linear, got BatchNorm2d 'norm'"):
         LayerSpec.of("norm", nn.BatchNorm2d(3))

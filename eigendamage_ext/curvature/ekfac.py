@@ -26,10 +26,10 @@ ROTATED = 2**22  # numbers that are rotated at a time
 
 
 def second_moment_shape(spec: LayerSpec, kind: str) -> tuple[int, ...]:
-    """The weight's shape, ``(c_out, c_in/g, kh, kw)`` or ``(c_out, c_in)``; for "patch" ``(c_out, D)``."""
+    """``(c_out, c_in/g, kh, kw)``, of a Linear ``(c_out, c_in)``; for "patch" ``(c_out, D)``."""
     if kind == "patch":
         return weight_rows_shape(spec)
-    return (spec.out_channels, spec.in_per_group, *(spec.kernel_size if spec.kind == "Conv2d" else ()))
+    return (spec.out_channels, spec.in_per_group, *(() if spec.kind == "Linear" else spec.kernel_size))
 
 
 class SecondMoments(WeightGradients):

@@ -1,8 +1,9 @@
 """Which layers of a model have Kronecker factors, and what each of them is in numbers.
 
-Covered are `nn.Conv2d` and `nn.Linear` that are called as such. Everything else that multiplies by a weight
-is named with the reason why it is not. A layer that pruning has factored goes on as one layer under its old
-name: it is its core, and the rotations around that are no layers of their own.
+Covered are `nn.Conv1d`, `nn.Conv2d` and `nn.Linear` that are called as such, and the transposed Linear that
+transformers calls Conv1D. Every other module that holds a matrix is named with the reason why it is not. A
+layer that pruning has factored goes on as one layer under its old name: it is its core, and the rotations
+around that are no layers of their own.
 """
 
 import difflib
@@ -13,12 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
+
+from eigendamage_ext.curvature.kinds import base_of, bias_of, kind_of, weight_rows
 
 Pattern = str | type[nn.Module]
 Patterns = Pattern | Iterable[Pattern]
 
+_CONTAINERS = (nn.ParameterList, nn.ParameterDict)
 FACTORED_CHILDREN = (
     ("input_rotation", "core"),
     ("core", "output_rotation"),
@@ -28,11 +32,11 @@ FACTORED_CHILDREN = (
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A Conv2d or Linear in numbers; a Linear is a convolution with one kernel position.
+    """A layer in numbers; a Linear is a convolution with one kernel position, a Conv1d has a height of 1.
 
     Attributes:
         name: The module's name in the model; of a factored layer's core, that of the whole layer.
-        kind: "Conv2d" or "Linear".
+        kind: "Conv1d", "Conv2d" or "Linear".
         padding: As `nn.Conv2d` holds it: a pair, "same" or "valid".
     """
 
@@ -74,25 +78,30 @@ class LayerSpec:
 
     @classmethod
     def of(cls, name: str, module: nn.Module) -> "LayerSpec":
-        """Reads the numbers of an `nn.Conv2d` or `nn.Linear`."""
-        if isinstance(module, nn.Linear):
-            return cls(name, "Linear", module.in_features, module.out_features, bias=module.bias is not None)
-        if isinstance(module, nn.Conv2d):
-            return cls(
-                name,
-                "Conv2d",
-                module.in_channels,
-                module.out_channels,
-                kernel_size=_pair(module.kernel_size),
-                stride=_pair(module.stride),
-                dilation=_pair(module.dilation),
-                padding=module.padding if isinstance(module.padding, str) else _pair(module.padding),
-                padding_mode=module.padding_mode,
-                groups=module.groups,
-                bias=module.bias is not None,
+        """Reads the numbers of a Conv1d, Conv2d or Linear."""
+        kind = kind_of(module)
+        if kind is None:
+            raise TypeError(
+                "LayerSpec.of: module must be a Conv1d, Conv2d or Linear, got "
+                f"{type(module).__name__} {name!r}"
             )
-        raise TypeError(
-            f"LayerSpec.of: module must be a Conv2d or Linear, got {type(module).__name__} {name!r}"
+        bias = bias_of(module) is not None
+        if not isinstance(module, nn.Conv1d | nn.Conv2d):
+            outputs, inputs = weight_rows(module).shape
+            return cls(name, kind, inputs, outputs, bias=bias)
+        padding = module.padding
+        return cls(
+            name,
+            kind,
+            module.in_channels,
+            module.out_channels,
+            kernel_size=_pair(kind, module.kernel_size),
+            stride=_pair(kind, module.stride),
+            dilation=_pair(kind, module.dilation),
+            padding=padding if isinstance(padding, str) else _pair(kind, padding, above=0),
+            padding_mode=module.padding_mode,
+            groups=module.groups,
+            bias=bias,
         )
 
 
@@ -215,8 +224,8 @@ def is_factored(module: nn.Module) -> bool:
     """
     if not isinstance(module, nn.Sequential) or tuple(module._modules) not in FACTORED_CHILDREN:
         return False
-    children = module._modules.values()
-    if not any(all(isinstance(child, kind) for child in children) for kind in (nn.Conv2d, nn.Linear)):
+    kinds = {kind_of(child) if child else None for child in module._modules.values()}
+    if len(kinds) > 1 or None in kinds:
         return False
     specs = [LayerSpec.of(name, child) for name, child in module.named_children()]
     pointwise = all(
@@ -229,10 +238,20 @@ def is_factored(module: nn.Module) -> bool:
 
 def _has_weight_matrix(module: nn.Module) -> bool:
     """Whether a reader would expect factors of this module, or be told why there are none."""
-    kinds = (nn.Linear, _ConvNd, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
-    return isinstance(module, kinds) or (
-        _is_quantized(module) and any(word in type(module).__name__ for word in ("Linear", "Conv"))
-    )
+    if _is_quantized(module):
+        return any(word in type(module).__name__ for word in ("Linear", "Conv"))
+    if isinstance(module, _NormBase | nn.LayerNorm | nn.RMSNorm | parametrize.ParametrizationList):
+        return False
+    return kind_of(module) is not None or isinstance(module, nn.RNNBase) or bool(_matrices(module))
+
+
+def _matrices(module: nn.Module) -> list[str]:
+    """Names of the parameters that a module holds itself and that have two sizes or more above 1."""
+    return [
+        name
+        for name, parameter in module._parameters.items()
+        if parameter is not None and sum(size > 1 for size in parameter.shape) > 1
+    ]
 
 
 def _is_quantized(module: nn.Module) -> bool:
@@ -283,6 +302,8 @@ def _obstacle(name: str, module: nn.Module, shared: Mapping[str, str]) -> str | 
             for child, part in module.named_children()
         )
         return shared.get(name) or next((f"{child}: {why}" for child, why in reasons if why), None)
+    if kind_of(module) is None:
+        return _unsupported(name, module)
     return shared.get(name) or _unsupported(name, module)
 
 
@@ -293,8 +314,9 @@ def _unsupported(name: str, module: nn.Module) -> str | None:
         return "it is the whole model; wrap it in nn.Sequential"
     if _is_quantized(module):
         return f"{kind} is quantised"
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        return f"{kind} is not covered, only Conv2d and Linear are"
+    base = base_of(module)
+    if base is None:
+        return _no_layer(module)
     if parametrize.is_parametrized(module):
         return "its weight is parametrized; call parametrize.remove_parametrizations first"
     weight = module._parameters.get("weight")
@@ -304,13 +326,27 @@ def _unsupported(name: str, module: nn.Module) -> str | None:
         return f"its weight is a {type(weight).__name__}, not a plain parameter"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"
-    base: type[nn.Module] = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
     for method in ("__call__", "forward", "_conv_forward"):
         if method in vars(module) or getattr(type(module), method, None) is not getattr(base, method, None):
             return f"{kind} has a {method} of its own"
     return None
 
 
-def _pair(value: tuple[int, ...] | int) -> tuple[int, int]:
-    height, width = (value, value) if isinstance(value, int) else value
-    return height, width
+def _no_layer(module: nn.Module) -> str:
+    """Why a module that holds a matrix is no layer."""
+    kind = type(module).__name__
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return f"{kind} is a table, not a product"
+    if isinstance(module, nn.Conv3d):
+        return "Conv3d is not covered: kernels move along one or two dimensions"
+    if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _CONTAINERS):
+        return f"{kind} is not covered, only Conv1d, Conv2d and Linear are"
+    held = ", ".join(_matrices(module))
+    return f"{kind} holds {held} itself; only what a Conv1d, Conv2d or Linear multiplies by is covered"
+
+
+def _pair(kind: str, value: tuple[int, ...] | int, above: int = 1) -> tuple[int, int]:
+    """Vertical and horizontal; the numbers of a Conv1d are horizontal, with the one given above."""
+    numbers = (value,) * (1 if kind == "Conv1d" else 2) if isinstance(value, int) else value
+    vertical, horizontal = (above, *numbers)[-2:]
+    return vertical, horizontal

@@ -97,7 +97,7 @@ def add_gradient(spec: LayerSpec, g: Tensor, out: Tensor, *, weight_sharing: str
         out: The sum so far, of G's shape.
         weight_sharing: "expand" or "reduce".
     """
-    feature_dim = 1 if spec.kind == "Conv2d" else -1
+    feature_dim = -1 if spec.kind == "Linear" else 1
     if weight_sharing == "reduce" and g.dim() > 2:
         g = over_positions(spec, g, out.dtype)
     ops.covariance(g, feature_dim=feature_dim, groups=spec.groups, reduction="sum", out=out, beta=1)
@@ -105,7 +105,7 @@ def add_gradient(spec: LayerSpec, g: Tensor, out: Tensor, *, weight_sharing: str
 
 def over_positions(spec: LayerSpec, g: Tensor, dtype: torch.dtype) -> Tensor:
     """Σ_t g_nt ``(N, c_out)`` of gradients ``(N, c_out, H, W)`` or ``(N, …, c_out)``, in a dtype."""
-    positions = (2, 3) if spec.kind == "Conv2d" else tuple(range(1, g.dim() - 1))
+    positions = tuple(range(1, g.dim() - 1)) if spec.kind == "Linear" else (2, 3)
     return g.sum(dim=positions, dtype=dtype) if positions else g.to(dtype)
 
 
@@ -138,5 +138,7 @@ def pad(spec: LayerSpec, x: Tensor) -> Tensor:
 
 
 def batched(spec: LayerSpec, x: Tensor) -> Tensor:
-    """Gives a single example ``(c, H, W)`` or ``(c,)`` its batch dimension."""
-    return x[None] if x.dim() == (3 if spec.kind == "Conv2d" else 1) else x
+    """Gives a single example its batch dimension, and what a Conv1d sees a height of 1, ``(N, c, 1, L)``."""
+    if spec.kind == "Conv1d":
+        x = x.unsqueeze(-2)
+    return x[None] if x.dim() == (1 if spec.kind == "Linear" else 3) else x

@@ -85,9 +85,7 @@ class ChannelGraph:
             return "the model does not call it"
         return None if module in self._graph.module2node else "the output does not depend on it"
 
-    def reached(
-        self, name: str, layer: nn.Conv2d | nn.Linear, filters: Sequence[int]
-    ) -> tuple[Owned, str | None]:
+    def reached(self, name: str, layer: nn.Module, filters: Sequence[int]) -> tuple[Owned, str | None]:
         """The channels of other modules that go with some filters of a layer.
 
         Args:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from eigendamage_ext.curvature.kinds import kind_of
 from eigendamage_ext.curvature.layers import is_factored, select
 from eigendamage_ext.curvature.state import check_model
 from eigendamage_ext.pruning.channel_check import Trial
@@ -76,7 +77,7 @@ class Coupling:
 
     Attributes:
         groups: Those whose units can be cut, in the order of the model.
-        refused: Why the filters of a Conv2d or Linear must all stay, by its name. One that is already
+        refused: Why the filters of a layer must all stay, by its name. One that is already
             factored goes by its own name, without `core`.
     """
 
@@ -128,7 +129,7 @@ def channel_groups(model: nn.Module, example: Tensor) -> Coupling:
     with trial.prepared():
         graph = ChannelGraph(trial, obstacles)
         for name, module in trial.model.named_modules():
-            if not isinstance(module, nn.Conv2d | nn.Linear):
+            if kind_of(module) is None:
                 continue
             if reason := obstacles.get(name) or graph.obstacle(module):
                 refused[name] = reason
@@ -148,16 +149,16 @@ def channel_groups(model: nn.Module, example: Tensor) -> Coupling:
     refused = {
         _public(model, name): refused[name]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and name in refused and name not in kept
+        if kind_of(module) and name in refused and name not in kept
     }
     return Coupling(tuple(groups), refused)
 
 
 def _groups(
-    model: nn.Module, graph: ChannelGraph, name: str, layer: nn.Conv2d | nn.Linear, done: dict[str, set[int]]
+    model: nn.Module, graph: ChannelGraph, name: str, layer: nn.Module, done: dict[str, set[int]]
 ) -> Iterator[tuple[ChannelGroup, str | None]]:
     """The groups with the filters of a layer that are not done, and why their channels must stay."""
-    filters = [row for row in range(layer.weight.shape[0]) if row not in done[name]]
+    filters = [row for row in range(layer.get_parameter("weight").shape[0]) if row not in done[name]]
     if not filters:
         return
     owned, reason = graph.reached(name, layer, filters)
@@ -217,6 +218,10 @@ def _obstacles(model: nn.Module) -> dict[str, str]:
                 obstacles[name] = "its parameters are shared"
         elif isinstance(module, nn.Conv2d) and module.groups > 1 and not passes_channels(module):
             obstacles.setdefault(name, f"its {module.groups} groups tie filters to input channels")
+        elif kind_of(module) and not isinstance(module, nn.Conv2d | nn.Linear):
+            obstacles.setdefault(
+                name, f"filters of a {type(module).__name__} stay, its directions can be cut"
+            )
     return obstacles
 
 

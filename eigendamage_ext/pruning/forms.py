@@ -16,6 +16,8 @@ in two of their factors, and the core that is left is a depthwise convolution be
 A layer that an earlier round rebuilt is cut at its core and never gets deeper. Its form says which sides this
 round rotates; a rotation that was there before takes the new one in, or stays as it is: Q_Aᵀ·B_Aᵀ, B_G·Q_G.
 A core that is depthwise already loses channels as they are, each on both sides at once.
+
+The parts of a Linear that holds its weight transposed are plain Linears.
 """
 
 from collections import OrderedDict
@@ -25,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from eigendamage_ext.curvature.kinds import Layer, bias_of, kind_of, weight_rows
 from eigendamage_ext.curvature.layers import LayerSpec, is_factored
 
 PROJECTIONS = ("dense", "input", "output", "both")
@@ -76,10 +79,10 @@ class Rotations:
 UNROTATED = Rotations()
 
 
-def parts(layer: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+def parts(layer: nn.Module) -> dict[str, nn.Module]:
     """The children of a rebuilt layer by name, first to last; a plain layer is its own core."""
     children = dict(layer.named_children()) if is_factored(layer) else {"core": layer}
-    return {name: child for name, child in children.items() if isinstance(child, nn.Conv2d | nn.Linear)}
+    return {name: child for name, child in children.items() if kind_of(child)}
 
 
 def form_of(*, input_rotation: bool, output_rotation: bool) -> str:
@@ -174,11 +177,9 @@ def cost(
 
 
 def grouped_weight(layer: nn.Module) -> Tensor:
-    """The weight of a Conv2d or Linear as ``(g, c_out/g, c_in/g, K)``: float64, on the CPU."""
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    weight = layer.weight.detach().to("cpu", torch.float64)
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    """The weight of a layer as ``(g, c_out/g, c_in/g, K)``: float64, on the CPU."""
+    spec, weight = LayerSpec.of("", layer), weight_rows(layer).to("cpu", torch.float64)
+    return weight.reshape(spec.groups, spec.out_per_group, spec.in_per_group, -1)
 
 
 def rotate(weight: Tensor, input_basis: Tensor | None, output_basis: Tensor | None) -> Tensor:
@@ -203,7 +204,7 @@ def build(layer: nn.Module, form: str, input_rank: int, output_rank: int) -> nn.
     """The modules of a form, weights uninitialised; device, dtype, memory format and flags are the layer's.
 
     Args:
-        layer: The Conv2d or Linear to be replaced, or what it was rebuilt as before; it is not changed.
+        layer: The layer to be replaced, or what it was rebuilt as before; it is not changed.
         form: "input", "output" or "both": the rotations that there shall be, old ones included; or
             "depthwise", for a layer that is `separable` or has that form.
         input_rank: Input directions kept in each group; not read where the form merges this side.
@@ -211,7 +212,7 @@ def build(layer: nn.Module, form: str, input_rank: int, output_rank: int) -> nn.
     """
     old = parts(layer)
     core, first, last = old["core"], next(iter(old.values())), next(reversed(old.values()))
-    spec = LayerSpec.of("", core)
+    spec, weight = LayerSpec.of("", core), core.get_parameter("weight")
     inputs = spec.groups * (input_rank if rotates_input(form) else spec.in_per_group)
     outputs = spec.groups * (output_rank if rotates_output(form) else spec.out_per_group)
     groups = dict.fromkeys(CHILDREN[form], spec.groups)
@@ -225,14 +226,14 @@ def build(layer: nn.Module, form: str, input_rank: int, output_rank: int) -> nn.
     }
     children: OrderedDict[str, nn.Module] = OrderedDict()
     for name in CHILDREN[form]:
-        bias = last.bias if name == CHILDREN[form][-1] else None
+        bias = bias_of(last) if name == CHILDREN[form][-1] else None
         child = _like(core, *widths[name], groups[name], core=name == "core", bias=bias is not None)
-        child.weight.requires_grad_(old.get(name, core).weight.requires_grad)
+        child.weight.requires_grad_(old.get(name, core).get_parameter("weight").requires_grad)
         if child.bias is not None and bias is not None:
             child.bias.requires_grad_(bias.requires_grad)
-        children[name] = child.to_empty(device=core.weight.device)
+        children[name] = child.to_empty(device=weight.device)
     sequential = nn.Sequential(children).train(layer.training)
-    if core.weight.dim() == 4 and not core.weight.is_contiguous():
+    if weight.dim() == 4 and not weight.is_contiguous():
         sequential = sequential.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return sequential
 
@@ -245,7 +246,7 @@ def factorize(layer: nn.Module, input_basis: Tensor | None, output_basis: Tensor
     side that has its rotation already would only stir it: that rotation then stays as it is.
 
     Args:
-        layer: The Conv2d or Linear to be replaced, or what it was rebuilt as before; it is not changed.
+        layer: The layer to be replaced, or what it was rebuilt as before; it is not changed.
         input_basis: Orthonormal columns ``(g, c_in/g, r_A)``, float64, c_in that of the core.
         output_basis: Orthonormal columns ``(g, c_out/g, r_G)``, float64, likewise.
     """
@@ -264,7 +265,7 @@ def assemble(
     """A layer with a new core between new rotations; those that it has already take the new ones in.
 
     Args:
-        layer: The Conv2d or Linear to be replaced, or what it was rebuilt as before; it is not changed.
+        layer: The layer to be replaced, or what it was rebuilt as before; it is not changed.
         core: The core's weight, ``(g, r_G, r_A, K)``.
         inputs: The core's inputs in terms of those it had, ``(g, c_in/g, r_A)``; None: the same.
         outputs: The outputs it had in terms of the core's, ``(g, c_out/g, r_G)``; None: the same.
@@ -283,10 +284,10 @@ def assemble(
     if separated:
         form, input_rank, output_rank = "depthwise", len(core), len(core)
     sequential = build(layer, form, input_rank, output_rank)
-    bias = next(reversed(old.values())).bias
+    bias = bias_of(next(reversed(old.values())))
     with torch.no_grad():
         for name, child in sequential.named_children():
-            assert isinstance(child, nn.Conv2d | nn.Linear)
+            assert isinstance(child, Layer)
             child.weight.copy_(weights[name].reshape(child.weight.shape))
             if child.bias is not None and bias is not None:
                 child.bias.copy_(bias)
@@ -299,11 +300,12 @@ def _complete(basis: Tensor) -> bool:
 
 
 def _like(
-    layer: nn.Conv2d | nn.Linear, inputs: int, outputs: int, groups: int, *, core: bool, bias: bool
-) -> nn.Conv2d | nn.Linear:
+    layer: nn.Module, inputs: int, outputs: int, groups: int, *, core: bool, bias: bool
+) -> nn.Conv1d | nn.Conv2d | nn.Linear:
     """A layer of the same kind without memory: the layer's own geometry for the core, 1×1 for a rotation."""
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(inputs, outputs, bias=bias, device="meta", dtype=layer.weight.dtype)
+    dtype = layer.get_parameter("weight").dtype
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return nn.Linear(inputs, outputs, bias=bias, device="meta", dtype=dtype)
     geometry: dict[str, Any] = {"kernel_size": 1}
     if core:
         geometry = {
@@ -313,6 +315,5 @@ def _like(
             "dilation": layer.dilation,
             "padding_mode": layer.padding_mode,
         }
-    return nn.Conv2d(
-        inputs, outputs, groups=groups, bias=bias, device="meta", dtype=layer.weight.dtype, **geometry
-    )
+    kind = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+    return kind(inputs, outputs, groups=groups, bias=bias, device="meta", dtype=dtype, **geometry)

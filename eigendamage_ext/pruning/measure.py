@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eigendamage_ext.curvature.kinds import kind_of
 from eigendamage_ext.curvature.layers import LayerSpec, named_layers
 from eigendamage_ext.curvature.state import device_of, preserved
 
@@ -21,7 +22,7 @@ class Measurement:
     Attributes:
         params: Parameters of the whole model, tied ones once.
         flops: FLOPs of the whole model as `torch.utils.flop_counter` counts them: 2 for each multiply-add.
-        calls: How often each Conv2d and Linear ran, by name; one that did not run is absent. A factored layer
+        calls: How often each layer ran, by name; one that did not run is absent. A factored layer
             is one, by its own name: calls and positions are those of its core, the output is its own.
         positions: Pixels (of a Linear: rows) at the input and at the output of each, all its calls together.
         dtype: That of the first floating-point parameter; None without one.
@@ -60,7 +61,7 @@ def measure(model: nn.Module, example: Tensor) -> Measurement:
 
     with ExitStack() as stack:
         for name, layer in named_layers(model):
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if kind_of(layer):
                 hook = layer.register_forward_hook(partial(record, name), with_kwargs=True)
                 stack.callback(hook.remove)
                 hook = model.get_submodule(name).register_forward_hook(partial(hold, name))

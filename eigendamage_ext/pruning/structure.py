@@ -108,8 +108,8 @@ def _checked(name: str, layer: nn.Module | None, shape: Any) -> tuple[str, int, 
     if layer is None or core is None:
         got = "no such layer" if layer is None else f"a {type(layer).__name__}"
         raise ArtifactError(
-            f"load: into must have a Conv2d or Linear {name!r}, got {got}; build it like the model that was "
-            "pruned"
+            f"load: into must have a Conv1d, Conv2d or Linear {name!r}, got {got}; build it like the model "
+            "that was pruned"
         )
     form = shape.get("form")
     if form not in FORMS[1:]:
