@@ -326,6 +326,7 @@ class Factors(Mapping[str, LayerFactors]):
             specs = {
                 spec.name: spec for spec in (LayerSpec(**_tuples(numbers)) for numbers in manifest["layers"])
             }
+            _check_numbers(settings, specs)
             skipped = dict(manifest["skipped"])
             layers = {
                 name: LayerFactors(
@@ -337,7 +338,7 @@ class Factors(Mapping[str, LayerFactors]):
                 for name in specs
             }
             basis = _basis(specs, tensors) if settings.moments_count else None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ArtifactError(
                 f"load: {str(path)!r} must describe all its factors, got an incomplete manifest ({error!r}); "
                 "save it again"
@@ -354,6 +355,19 @@ class Factors(Mapping[str, LayerFactors]):
                     f"{tuple(tensor.shape)} for {shapes.get(key, 'nothing')}; save it again"
                 )
         return cls(layers, specs, skipped, settings, basis)
+
+
+def _check_numbers(settings: FactorSettings, specs: Mapping[str, LayerSpec]) -> None:
+    """A ValueError where a file has something else in place of a number."""
+    counted = [getattr(settings, name) for name in ("count", *COUNTS.values())]
+    sizes = [*settings.example_shape, 1]
+    for spec in specs.values():
+        sides = (spec.in_channels, spec.out_channels)
+        sizes += [*sides, spec.groups, *spec.kernel_size, *spec.stride, *spec.dilation]
+        if not isinstance(spec.name, str) or any(side % spec.groups for side in sides):
+            raise ValueError(spec)
+    if any(type(n) is not int or n < 0 for n in counted) or any(type(n) is not int or n < 1 for n in sizes):
+        raise ValueError("numbers that are none")
 
 
 def _measured(settings: FactorSettings) -> list[str]:

@@ -11,16 +11,16 @@ from rich.text import Text
 WIDTH = 1000  # of the console: wider than any table, so that nothing is wrapped or cut off
 
 
-def table(columns: Mapping[str, str], rows: Iterable[Sequence[str]], totals: Sequence[str]) -> str:
-    """Rows under a head and above their totals, without colours.
+def table(columns: Mapping[str, str], rows: Iterable[Sequence[str]], totals: Sequence[str] | None) -> str:
+    """Rows under a head and above their totals, if there are any, without colours.
 
     Args:
         columns: Title and "left" or "right" of each column.
         rows: A cell for each column; missing ones are empty.
         totals: The last row.
     """
-    made = Table(box=SIMPLE, show_footer=True, pad_edge=False)
-    for (title, side), total in zip(columns.items(), totals, strict=True):
+    made = Table(box=SIMPLE, show_footer=totals is not None, pad_edge=False)
+    for (title, side), total in zip(columns.items(), totals or [""] * len(columns), strict=True):
         made.add_column(title, Text(total), justify="left" if side == "left" else "right", no_wrap=True)
     for row in rows:
         made.add_row(*map(Text, row))
