@@ -17,7 +17,8 @@ A layer that an earlier round rebuilt is cut at its core and never gets deeper. 
 round rotates; a rotation that was there before takes the new one in, or stays as it is: Q_Aᵀ·B_Aᵀ, B_G·Q_G.
 A core that is depthwise already loses channels as they are, each on both sides at once.
 
-The parts of a Linear that holds its weight transposed are plain Linears.
+The parts of a Linear that holds its weight transposed are plain Linears. Models read the geometry of their
+layers, so a rebuilt one tells what the layer told.
 """
 
 from collections import OrderedDict
@@ -32,6 +33,10 @@ from eigendamage_ext.curvature.layers import LayerSpec, is_factored
 
 PROJECTIONS = ("dense", "input", "output", "both")
 FORMS = (*PROJECTIONS, "depthwise")
+GEOMETRY = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    *("padding_mode", "in_features", "out_features", "nf", "nx"),
+)
 CHILDREN = {
     "input": ("input_rotation", "core"),
     "output": ("core", "output_rotation"),
@@ -235,6 +240,7 @@ def build(layer: nn.Module, form: str, input_rank: int, output_rank: int) -> nn.
     sequential = nn.Sequential(children).train(layer.training)
     if weight.dim() == 4 and not weight.is_contiguous():
         sequential = sequential.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vars(sequential).update((name, vars(layer)[name]) for name in GEOMETRY if name in vars(layer))
     return sequential
 
 

@@ -24,6 +24,7 @@ from eigendamage_ext.pruning.filter_plan import plan_filters
 from eigendamage_ext.pruning.measure import Measurement, measure
 from eigendamage_ext.pruning.methods.directions import DirectionMethod
 from eigendamage_ext.pruning.plan import Plan
+from eigendamage_ext.pruning.reads import read_layers
 from eigendamage_ext.pruning.settings import Settings
 
 
@@ -133,7 +134,7 @@ def _directions(
     }
     original = measure(model, example)
     skipped = factors.skipped | _uncalled(factors.specs, original)
-    kept = {}
+    kept = read_layers(model, [name for name in layers if name not in skipped], example)
     if original.head and not settings.prune_head:
         kept[original.head] = "the head; prune_head=True cuts it"
     for name, layer in layers.items():
