@@ -1,9 +1,9 @@
 """What a command asks of its device: whether it can work there, what it is called, how fast networks are."""
 
 import platform
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from ._timing import in_turn
 
 
 def problem(device: str) -> str | None:
@@ -56,20 +57,15 @@ def milliseconds(
         repeats: Passes of each, after one that warms up.
         autocast: Run them under `torch.autocast` with this dtype.
     """
-    times: list[list[float]] = [[] for _ in networks]
     half = torch.autocast(batch.device.type, autocast) if autocast else nullcontext()
     with torch.inference_mode(), half:
-        for repeat in range(repeats + 1):
-            for network, record in zip(networks, times, strict=True):
-                _wait(batch.device)
-                start = time.perf_counter()
-                network(batch)
-                _wait(batch.device)
-                if repeat:
-                    record.append(1000 * (time.perf_counter() - start))
-    return [median(record) for record in times]
+        times = in_turn(
+            [partial(network, batch) for network in networks], repeats + 1, partial(wait, batch.device)
+        )
+    return [1000 * median(record[1:]) for record in times]
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Returns when all that the device was asked for is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

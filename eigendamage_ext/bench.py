@@ -4,7 +4,6 @@ Each case is computed by the kernel and by its plain twin in `reference`, compar
 turn. The repository's benchmarks hold the kernels against faster ways too.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from rich.text import Text
 from torch import Tensor
 
 from . import ops, reference
+from ._timing import in_turn
 
 SECONDS = 2.0  # for one case
 LEAST_ROUNDS, MOST_ROUNDS = 5, 25
@@ -123,17 +123,11 @@ def check(case: Case) -> None:
 def measure(case: Case, seconds: float = SECONDS) -> Result:
     """Check a case, then time kernel and twin in turn for about so many seconds."""
     check(case)
-    warm = sum(_seconds(run) for run in (case.ours, case.plain))
+    runs = (case.plain, case.ours)
+    warm = sum(times[0] for times in in_turn(runs, 1))
     rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(warm, 1e-9))))
-    times = [(_seconds(case.plain), _seconds(case.ours)) for _ in range(rounds)]
-    plain, ours = (median(column) for column in zip(*times, strict=True))
+    plain, ours = map(median, in_turn(runs, rounds))
     return Result(case, ours, plain)
-
-
-def _seconds(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def run_bench(console: Console, *, batch: int = 64, scale: int = 1, seconds: float = SECONDS) -> list[Result]:
