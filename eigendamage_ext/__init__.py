@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from eigendamage_ext import ops
     from eigendamage_ext._files import ArtifactError
     from eigendamage_ext.artifact import load, save
+    from eigendamage_ext.artifact.export import export
     from eigendamage_ext.curvature.estimate import estimate_factors
     from eigendamage_ext.curvature.factors import Factors
     from eigendamage_ext.pruning.iterative import Pruner
@@ -25,6 +26,7 @@ __all__ = [
     "Pruner",
     "estimate_factors",
     "evaluate",
+    "export",
     "finetune",
     "load",
     "mean_loss",
@@ -45,6 +47,7 @@ _HOMES = {
     "Pruner": "pruning.iterative",
     "estimate_factors": "curvature.estimate",
     "evaluate": "training",
+    "export": "artifact.export",
     "finetune": "training",
     "load": "artifact",
     "mean_loss": "training",

@@ -28,12 +28,15 @@ class ArtifactError(ValueError):
     """A file that cannot be read: missing, truncated, corrupted, of another format or of a newer version."""
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], write: Callable[[BinaryIO], None], *, caller: str = "save"
+) -> None:
     """Writes a file so that `path` holds either its old content or the complete new one.
 
     Args:
         path: Where the file goes; a symbolic link is followed.
         write: Called with an open binary file beside `path`, which replaces `path` once `write` has returned.
+        caller: Whom errors name.
 
     Raises:
         FileNotFoundError: The folder does not exist.
@@ -41,11 +44,11 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], N
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(
-            f"save: path must lie in an existing folder, got {str(path)!r}; create {target.parent}"
+            f"{caller}: path must lie in an existing folder, got {str(path)!r}; create {target.parent}"
         )
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "x+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -255,3 +255,9 @@ class PruneResult:
         from eigendamage_ext.artifact import save  # the artefact stands above pruning
 
         save(self, path)
+
+    def export(self, path: str | os.PathLike[str], *, example_inputs: Any = None) -> None:
+        """Writes the model for another runtime, ``.pt2`` or ``.onnx``; see `eigendamage_ext.export`."""
+        from eigendamage_ext.artifact.export import export  # the artefact stands above pruning
+
+        export(self, path, example_inputs=example_inputs)

@@ -1,0 +1,293 @@
+"""Models for other runtimes: torch.export and ONNX, written and compared with the model, for others to load.
+
+To read a `.pt2` is to run what it says, so nothing here reads one but that which it has just written.
+"""
+
+import copy
+import importlib.util
+import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from eigendamage_ext._files import write_atomically
+from eigendamage_ext.curvature.state import check_model, preserved
+from eigendamage_ext.pruning.channel_check import first_line, tensors_in
+from eigendamage_ext.pruning.measure import dtype_of
+from eigendamage_ext.pruning.plan import PruneResult
+
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+Batch = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # positional and named
+Run = Callable[[Batch], list[Tensor]]
+
+DIMENSION = "batch"  # its name in the file
+LIMIT = 2_000_000_000  # bytes of weights in ONNX; what it is written with ends at 2³¹ with all the rest
+
+# What torch says about itself.
+WARNED = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
+LOGGERS = ("torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
+LOGGED = ("torchvision is not installed. Skipping ", "Unable to find user code corresponding to ")
+
+
+def export(
+    model: nn.Module | PruneResult, path: str | os.PathLike[str], *, example_inputs: Inputs | None = None
+) -> None:
+    """Writes a model for another runtime, atomically: `.pt2` for torch.export, `.onnx` for ONNX in one file.
+
+    What is written is the model in eval mode, on the CPU, for any number of examples. The file is read again
+    (`.onnx` by onnxruntime) and must give what the model gives, for the example and for another number of
+    examples: no output may differ by more than √eps of its dtype times the largest. `load` does not read
+    either, and neither can be trained; that is what `save` is for.
+
+    Args:
+        model: The model, or the result of pruning; it is left as it is.
+        path: Where the file goes. ONNX needs the extra ``[onnx]``.
+        example_inputs: What the model takes: a tensor ``(N, …)``, a tuple of such for several arguments, or a
+            mapping of such for arguments by name. None: that of the result's plan.
+
+    Raises:
+        ModuleNotFoundError: A package that ONNX needs is missing; nothing has been done then.
+        NotImplementedError: torch.export, ONNX or onnxruntime cannot follow the model; the reason.
+        TypeError, ValueError: Another suffix, inputs that are none, over 2 GB for ONNX, or outputs that
+            differ. Whatever is raised, a file that was there before is as it was.
+
+    Warns:
+        UserWarning: The `.onnx` was written and not compared, as onnxruntime is missing.
+    """
+    network, write = model.model if isinstance(model, PruneResult) else model, _writer(path)
+    check_model(network, caller="export")
+    if write is _onnx:
+        _check_size(network)
+    if example_inputs is None:
+        example_inputs = _planned(model)
+    example = _batch(example_inputs)
+
+    def export_to(file: BinaryIO) -> None:
+        copied = copy.deepcopy(network).to("cpu")
+        with preserved(copied), torch.no_grad():
+            checks = [example, _of(example, 3 if _number(example) != 3 else 2)]
+            expected = [_outputs(copied, check) for check in checks]
+            with _quiet():
+                run = write(_program(copied, _of(example, 2)), file)
+                found = [run(check) for check in checks] if run else expected
+            for ours, theirs, check in zip(expected, found, checks, strict=True):
+                _compare(ours, theirs, _number(check), str(path))
+
+    write_atomically(path, export_to, caller="export")
+
+
+def _writer(path: str | os.PathLike[str]) -> Callable[[Any, BinaryIO], Run | None]:
+    """What writes a file of that suffix, if what it needs is there."""
+    suffix = Path(path).suffix
+    if suffix == ".pt2":
+        return _pt2
+    if suffix != ".onnx":
+        raise ValueError(f"export: path must end in .pt2 or .onnx, got {str(path)!r}; rename it")
+    for name in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"export: {name} must be installed to write ONNX, got none; "
+                'pip install "eigendamage-ext[onnx]"'
+            )
+    return _onnx
+
+
+def _check_size(model: nn.Module) -> None:
+    """Refuses what would not fit in one file."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    if size > LIMIT:
+        raise ValueError(
+            f"export: model must have at most {LIMIT / 1e9:g} GB of weights for ONNX in one file, got "
+            f"{size / 1e9:.1f} GB; export it to .pt2, or as model.half()"
+        )
+
+
+def _planned(model: nn.Module | PruneResult) -> Inputs:
+    """The example of a result, in the dtype its model has by now."""
+    if not isinstance(model, PruneResult):
+        raise ValueError(
+            "export: example_inputs must be given for a model that is no result of pruning, got None; "
+            "pass inputs of the model"
+        )
+    dtype, example = dtype_of(model.model), model.plan.example
+    return example.to(dtype) if example.is_floating_point() else example
+
+
+def _batch(inputs: Inputs) -> Batch:
+    """Inputs as arguments on the CPU, checked."""
+    args = (inputs,) if isinstance(inputs, Tensor) else inputs if isinstance(inputs, tuple) else ()
+    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
+    tensors = [*args, *kwargs.values()]
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or type(inputs).__name__
+        raise TypeError(
+            f"export: example_inputs must be a tensor, a tuple or a mapping of tensors, got {kinds}; give "
+            "the model's other arguments a default"
+        )
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if not all(shape and shape[0] == shapes[0][0] > 0 for shape in shapes):
+        raise ValueError(
+            f"export: example_inputs must have the batch as their first dimension, got {shapes}; make them "
+            "equally long"
+        )
+    moved = [tensor.detach().to("cpu") for tensor in tensors]
+    return tuple(moved[: len(args)]), dict(zip(kwargs, moved[len(args) :], strict=True))
+
+
+def _of(batch: Batch, number: int) -> Batch:
+    """A batch of so many: its examples again and again, random where they are zeros."""
+
+    def resized(tensor: Tensor) -> Tensor:
+        rows = tensor[torch.arange(number) % len(tensor)]
+        return torch.randn_like(rows) if rows.is_floating_point() and not rows.any() else rows
+
+    args, kwargs = batch
+    return tuple(map(resized, args)), {name: resized(tensor) for name, tensor in kwargs.items()}
+
+
+def _outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """The tensors that the model returns."""
+    args, kwargs = batch
+    try:
+        return list(tensors_in(model(*args, **kwargs)))
+    except Exception as error:
+        raise ValueError(
+            "export: example_inputs must be what the model takes, for any number of examples, got "
+            f"{first_line(error)} for {_number(batch)}; pass other inputs, or change its forward"
+        ) from error
+
+
+def _number(batch: Batch) -> int:
+    return len(next(tensors_in(list(batch))))
+
+
+def _program(model: nn.Module, batch: Batch) -> torch.export.ExportedProgram:
+    """What the model does, by torch.export, without the arguments and the lines of the source."""
+    args, kwargs = batch
+    size = {0: torch.export.Dim(DIMENSION, min=1)}
+    sizes = dict.fromkeys(kwargs, size) if kwargs else (size,) * len(args)
+    try:
+        with redirect_stderr(io.StringIO()):  # where it prints how far it got
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=sizes, strict=False)
+    except Exception as error:
+        raise NotImplementedError(
+            "export: model must be one that torch.export can follow for any number of examples, got "
+            f"{_reason(error)}; change its forward, or keep it in a file of ed.save"
+        ) from error
+    program.example_inputs = None
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _reason(error: Exception) -> str:
+    """What torch.export says, by the line of the model that it names if it does."""
+    found = re.search(r'File "(.*)", line (\d+), in .*\n\s*(.*)', str(error))
+    if found is None:
+        return first_line(error)
+    file, line, code = found.groups()
+    return f"{type(error).__name__} at {file}:{line}: {code.strip()}"
+
+
+def _origin(error: BaseException) -> Exception:
+    """What an error came from in the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error if isinstance(error, Exception) else RuntimeError(str(error))
+
+
+def _pt2(program: torch.export.ExportedProgram, file: BinaryIO) -> Run:
+    """Writes torch.export's format, and returns what runs it."""
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+
+    def run(batch: Batch) -> list[Tensor]:
+        args, kwargs = batch
+        return list(tensors_in(loaded(*args, **kwargs)))
+
+    return run
+
+
+def _onnx(program: torch.export.ExportedProgram, file: BinaryIO) -> Run | None:
+    """Writes ONNX, and returns what runs it, if it is there."""
+    try:
+        sizes = [{0: DIMENSION}] + [None] * (len(program.graph_signature.user_inputs) - 1)
+        found = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=sizes)
+        assert found is not None
+        content = found.model_proto.SerializeToString()
+    except Exception as error:
+        reason = first_line(_origin(error))
+        raise NotImplementedError(
+            f"export: model must be one that ONNX can hold, got {reason}; export it to .pt2"
+        ) from error
+    file.write(content)
+    if importlib.util.find_spec("onnxruntime") is None:
+        warnings.warn(
+            "export: the .onnx was not compared with the model, as onnxruntime is not installed; "
+            "pip install onnxruntime",
+            stacklevel=5,
+        )
+        return None
+    import onnxruntime  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    file.seek(0)
+    try:
+        session = onnxruntime.InferenceSession(file.read(), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise NotImplementedError(
+            f"export: model must be one that onnxruntime can run, got {first_line(error)}; export it as "
+            "model.float(), or to .pt2"
+        ) from error
+    names = [argument.name for argument in session.get_inputs()]
+
+    def run(batch: Batch) -> list[Tensor]:
+        arrays = [tensor.numpy() for tensor in tensors_in(list(batch))]
+        outputs = session.run(None, dict(zip(names, arrays, strict=True)))
+        return [torch.from_numpy(output) for output in outputs]
+
+    return run
+
+
+def _compare(ours: list[Tensor], theirs: list[Tensor], number: int, path: str) -> None:
+    """Refuses a file that gives other outputs than the model, for so many examples."""
+    rule = f"export: {path!r} must give the outputs of the model for {number} examples"
+    remedy = "save it by ed.save, and export it in another format"
+    kinds, found = ([(tuple(t.shape), t.dtype) for t in some] for some in (ours, theirs))
+    if kinds != found or not ours:
+        raise ValueError(f"{rule}, got {found} in place of {kinds}; {remedy}")
+    for a, b in zip(ours, theirs, strict=True):
+        rtol = torch.finfo(a.dtype).eps ** 0.5 if a.is_floating_point() else 0.0
+        finite = a.double().nan_to_num(posinf=0, neginf=0).abs()
+        limit = rtol * float(finite.max()) if a.numel() else 0.0
+        if not torch.allclose(a.double(), b.double(), rtol=0, atol=limit, equal_nan=True):
+            error = float((a.double() - b.double()).abs().max())
+            raise ValueError(f"{rule} up to {limit:.1e}, got a difference of {error:.1e}; {remedy}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings that nobody can do anything about."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(LOGGED)
+
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    for logger in loggers:
+        logger.addFilter(passes)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", WARNED, FutureWarning)
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(passes)
