@@ -260,7 +260,7 @@ def test_gradients_need_labels_whatever_the_fisher_is():
 
 
 class Folded(nn.Module):
-    """The first layer sees the positions of all examples as rows."""
+    """The first layer sees the positions of all examples as rows, and one more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,14 +268,14 @@ class Folded(nn.Module):
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x.flatten(0, 1)).tanh().reshape(x.shape).mean(dim=1))
+        return self.b(self.a(torch.cat([x.flatten(0, 1), x[0, :1]]))[:-1].tanh().reshape(x.shape).mean(dim=1))
 
 
 def test_only_the_gradient_is_known_of_a_layer_whose_rows_are_not_the_examples():
     model, x, y = Folded(), torch.randn(2, 5, 3, dtype=torch.float64), torch.tensor([0, 2])
     factors = curvature.estimate_factors(model, [x], progress=False)
     with pytest.raises(
-        ValueError, match=r"diagonal: every layer .*'a': its input starts with 10 rows where .* 2 examples"
+        ValueError, match=r"diagonal: every layer .*'a': its input starts with 11 rows where .* 2 examples"
     ):
         factors.diagonal(model, [x], progress=False)
     assert factors["a"].diagonal is None

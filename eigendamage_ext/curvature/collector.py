@@ -20,6 +20,7 @@ from eigendamage_ext.curvature.batches import Batch, batches
 from eigendamage_ext.curvature.fisher import Fisher
 from eigendamage_ext.curvature.layers import LayerSpec
 from eigendamage_ext.curvature.moments import batched
+from eigendamage_ext.curvature.rows import RowCheck, grouped, obstacle
 from eigendamage_ext.curvature.state import device_of
 
 
@@ -41,6 +42,7 @@ class Collector(ABC):
     """
 
     gradient = "output gradient"  # whose squares a subclass adds up, in errors
+    by_example = False  # whether one example's rows must be told from another's
 
     def __init__(
         self, layers: Mapping[str, nn.Module], *, caller: str, autocast: torch.dtype | None = None
@@ -55,14 +57,18 @@ class Collector(ABC):
         self._called: set[str] = set()
         self._reached: set[str] = set()  # by a gradient
         self._leaves: list[Tensor] = []
+        self._row_check = RowCheck()
 
     @abstractmethod
     def add_input(self, name: str, x: Tensor, output: Tensor, batch: Batch) -> None:
-        """Takes a layer's input ``(N, …)`` in the forward pass, and its output for the sake of its shape."""
+        """Takes a layer's input in the forward pass, and its output for the sake of its shape.
+
+        The input is ``(N, …)``; if not `by_example` a Linear's may start with another number of rows.
+        """
 
     @abstractmethod
     def add_gradient(self, name: str, gradient: Tensor, *, last: bool) -> None:
-        """Takes the gradient ``(N, …)`` at a layer's output; `last`: no other comes in this batch."""
+        """Takes the gradient at a layer's output, with as many rows; `last`: no other comes in this batch."""
 
     @abstractmethod
     def end_batch(self) -> None:
@@ -124,6 +130,7 @@ class Collector(ABC):
         """Adds one batch: a forward pass, and a backward pass for every vector of the Fisher."""
         self._batch, self._leaves = batch, []
         self._calls.clear()
+        self._row_check.begin()
         self._recording = True
         device_type = batch.inputs.device.type
         with torch.autocast(device_type, self._autocast) if self._autocast else nullcontext():
@@ -131,11 +138,14 @@ class Collector(ABC):
         self._recording = False
         self._check_logits(logits, batch)
         count = fisher.count(logits)
+
+        def send(vector: Tensor, more: bool = True) -> None:
+            torch.autograd.grad(logits, self._leaves, vector, retain_graph=more, allow_unused=True)
+
+        self.dropped |= self._row_check.strays(logits.detach(), send)
         for index, vector in enumerate(fisher.vectors(logits, batch.targets, batch.first), start=1):
             self._last_vector = index == count
-            torch.autograd.grad(
-                logits, self._leaves, vector, retain_graph=not self._last_vector, allow_unused=True
-            )
+            send(vector, more=not self._last_vector)
         self._leaves = []
         self.end_batch()
         self._check_finite(batch, logits.detach())
@@ -158,7 +168,14 @@ class Collector(ABC):
         if self._calls[name] > 1:
             self.dropped[name] = "called more than once in a forward pass"
             return
-        self.add_input(name, batched(self.specs[name], x.detach()), output, self._batch)
+        spec, x, examples = self.specs[name], batched(self.specs[name], x.detach()), len(self._batch)
+        if self.by_example:
+            if reason := obstacle(spec, x, examples):
+                self.dropped[name] = reason
+                return
+            self._row_check.note(spec, x, examples)
+            x = grouped(spec, x, examples)
+        self.add_input(name, x, output, self._batch)
         if name in self.dropped:
             return
         self._called.add(name)
@@ -166,9 +183,16 @@ class Collector(ABC):
             output.register_hook(partial(self._after_backward, name))  # type: ignore[no-untyped-call]
 
     def _after_backward(self, name: str, gradient: Tensor) -> None:
-        if name not in self.dropped:
-            self._reached.add(name)
-            self.add_gradient(name, batched(self.specs[name], gradient), last=self._last_vector)
+        if name in self.dropped:
+            return
+        gradient = batched(self.specs[name], gradient)
+        if self._row_check.asking:
+            self._row_check.hear(name, gradient)
+            return
+        if self.by_example:
+            gradient = grouped(self.specs[name], gradient, len(self._batch))
+        self._reached.add(name)
+        self.add_gradient(name, gradient, last=self._last_vector)
 
     def _check_logits(self, logits: Any, batch: Batch) -> None:
         if not isinstance(logits, Tensor):

@@ -31,6 +31,7 @@ class FactorSums(Collector):
     ) -> None:
         super().__init__(layers, caller="estimate_factors", autocast=autocast)
         self._kind, self._weight_sharing = kind, weight_sharing
+        self.by_example = weight_sharing == "reduce"
         shapes = {name: factor_shapes(spec, kind) for name, spec in self.specs.items()}
         self._A = {name: zeros(module, shapes[name][0], offload) for name, module in layers.items()}
         self._G = {name: zeros(module, shapes[name][1], offload) for name, module in layers.items()}
@@ -47,12 +48,6 @@ class FactorSums(Collector):
     def add_input(self, name: str, x: Tensor, output: Tensor, batch: Batch) -> None:
         """Adds to A."""
         spec = self.specs[name]
-        if self._weight_sharing == "reduce" and len(x) != len(batch):
-            self.dropped[name] = (
-                f"its input starts with {len(x)} rows where the batch has {len(batch)} examples, "
-                "which weight_sharing='reduce' takes to be the same"
-            )
-            return
         with sum_on(x.device, self._A[name]) as A:
             add_input(spec, x, A, kind=self._kind, weight_sharing=self._weight_sharing)
         positions = output.numel() // spec.out_channels

@@ -32,7 +32,7 @@ class WeightGradients(Collector):
 
     gradient = "gradient"
     caller: str  # in errors
-    by_example = True  # whether one example's gradient must be told from another's
+    by_example = True
 
     def __init__(
         self, layers: Mapping[str, nn.Module], *, autocast: torch.dtype | None, offload: bool
@@ -57,12 +57,6 @@ class WeightGradients(Collector):
 
     def add_input(self, name: str, x: Tensor, output: Tensor, batch: Batch) -> None:
         """Keeps the input until its gradients are there."""
-        if self.by_example and len(x) != len(batch):
-            self.dropped[name] = (
-                f"its input starts with {len(x)} rows where the batch has {len(batch)} examples, so that no "
-                "example's gradient can be told from another's"
-            )
-            return
         x = x.clone() if x.is_inference() else x
         self._kept[name] = _Kept(x, x._version)
 
