@@ -5,30 +5,28 @@ happens once per seed, and each seed also draws another held-out split.
 """
 
 import importlib.util
-import math
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from statistics import fmean
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
-from . import __version__, _devices, ops
+from . import _devices
 from ._meter import Counted, Meter
 from .curvature.estimate import estimate_factors
 from .curvature.factors import Factors
 from .data import Split, TensorLoader, digits
 from .models.resnet import ResNet
-from .pruning.direction_plan import DirectionPlan, LayerPlan
+from .pruning.direction_plan import DirectionPlan
 from .pruning.forms import available
 from .pruning.planning import plan as make_plan
 from .report import (
+    Key,
     LayerCut,
     LossPair,
     Measurement,
@@ -39,6 +37,8 @@ from .report import (
     summarize,
     write_report,
 )
+from .report.cuts import layer_cuts, spectra
+from .report.provenance import environment
 from .training import evaluate, finetune, mean_loss, recalibrate_bn, train
 
 _EVAL_BATCH = 256
@@ -84,11 +84,9 @@ class _Details:
 
 def missing_requirement() -> str | None:
     """One sentence with the remedy if a library that only the demo needs is missing."""
-    needed = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-    missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
-    if not missing:
+    if importlib.util.find_spec("sklearn") is not None:
         return None
-    return f"demo: {' and '.join(missing)} must be installed; run `pip install {' '.join(missing)}`"
+    return "demo: scikit-learn must be installed; run `pip install scikit-learn`"
 
 
 def run_demo(
@@ -108,7 +106,7 @@ def run_demo(
         What the report shows: with the same settings, threads and machine the same numbers, times apart.
 
     Raises:
-        ModuleNotFoundError: scikit-learn or matplotlib is missing.
+        ModuleNotFoundError: scikit-learn is missing.
     """
     start = time.monotonic()
     measurements: list[Measurement] = []
@@ -128,9 +126,9 @@ def run_demo(
             "statistics and fine-tuned briefly with the dense network as teacher. Everything here was "
             "measured in one run on one machine."
         ),
-        headline_budget=_headline_budget(settings),
+        chosen=Key("", _headline_budget(settings)),
         measurements=measurements,
-        layers=details[0].layers,
+        layers={Key("", budget): layers for budget, layers in details[0].layers.items()},
         skipped=details[0].skipped,
         spectra=details[0].spectra,
         alone=details[0].alone,
@@ -144,7 +142,7 @@ def run_demo(
 def print_table(data: ReportData, console: Console) -> None:
     """The measurements as a table, and the headline below it."""
     rows = summarize(data.measurements)
-    seeds = len(rows[0].accuracy)
+    seeds = len(rows[0].flops)
     table = Table(title=f"{data.title}\n{f'mean ± sd over {seeds} seeds' if seeds > 1 else 'one seed'}")
     table.add_column("FLOPs\nbudget", justify="right")
     for heading in (
@@ -157,16 +155,16 @@ def print_table(data: ReportData, console: Console) -> None:
     ):
         table.add_column(heading, justify="right")
     for row in rows:
-        dense = row.budget == 1
+        (batch,) = row.milliseconds
         table.add_row(
-            "dense" if dense else f"{100 * row.budget:g} %",
-            "" if dense else mean_sd(row.accuracy_cut),
+            row.name,
+            "" if row.dense else mean_sd(row.accuracy_cut),
             mean_sd(row.accuracy),
             f"{fmean(row.params) / 1e6:.3f}",
             f"{fmean(row.flops) / 1e6:.2f}",
-            mean_sd(row.milliseconds),
-            f"{fmean(row.speedup):.2f}×",
-            end_section=dense,
+            mean_sd(row.milliseconds[batch]),
+            f"{fmean(row.speedup[batch]):.2f}×",
+            end_section=row.dense,
         )
     console.print(table)
     console.print(headline(data), highlight=False)
@@ -222,9 +220,7 @@ class _Seed:
     def measurements(self) -> list[Measurement]:
         """The dense network and every pruned one."""
         whole, accuracy = self.plan(1.0), self._accuracy(self.dense)
-        dense = Measurement(
-            self.seed, 1.0, accuracy, accuracy, whole.params_before, whole.flops_before, milliseconds=math.nan
-        )
+        dense = Measurement(self.seed, 1.0, accuracy, accuracy, whole.params_before, whole.flops_before)
         networks, rows = [self.dense], [dense]
         for budget in self.settings.budgets:
             self.meter.stage(f"{self.label}: {100 * budget:g} % of the FLOPs")
@@ -235,7 +231,10 @@ class _Seed:
         batch = self.x[: self.settings.timing_batch].contiguous(memory_format=torch.channels_last)
         times = _devices.milliseconds(networks, batch, self.settings.repeats)
         self.meter.advance(_timing_work(self.settings))
-        return [replace(row, milliseconds=time) for row, time in zip(rows, times, strict=True)]
+        return [
+            replace(row, milliseconds={self.settings.timing_batch: time})
+            for row, time in zip(rows, times, strict=True)
+        ]
 
     def _pruned(self, budget: float) -> tuple[nn.Module, Measurement]:
         """The fine-tuned network of a budget, and its row but for the time."""
@@ -262,7 +261,6 @@ class _Seed:
             accuracy=self._accuracy(model),
             params=result.params_after,
             flops=result.flops_after,
-            milliseconds=math.nan,
             predicted_loss=plan.predicted_loss,
             measured_loss=measured,
         )
@@ -271,9 +269,9 @@ class _Seed:
         """What only the first seed is asked for; after `measurements`."""
         self.meter.stage(f"{self.label}: each layer cut alone")
         return _Details(
-            layers={budget: [_layer_cut(plan[name]) for name in plan] for budget, plan in self.plans.items()},
+            layers={budget: layer_cuts(plan.record()) for budget, plan in self.plans.items()},
             skipped=self.factors.skipped,
-            spectra=self._spectra(self.plans[_headline_budget(self.settings)]),
+            spectra=spectra(self.plans[_headline_budget(self.settings)], self.factors),
             alone=list(self._alone()),
         )
 
@@ -287,39 +285,6 @@ class _Seed:
                 measured = self._train_loss(plan.apply(self.dense).model) - self.baseline
                 assert plan.predicted_loss is not None
                 yield LossPair(name, f"{100 * share:g} % kept", plan.predicted_loss, measured)
-
-    def _spectra(self, plan: DirectionPlan) -> list[Spectrum]:
-        basis = self.factors.eigenbasis()
-        spectra = []
-        for name, layer in plan.items():
-            A, G = basis[name].A.values.flatten().tolist(), basis[name].G.values.flatten().tolist()
-            scores = plan.scores(name)
-            A_kept = _kept(scores.input_order, layer.input_rank) if scores else [True] * len(A)
-            G_kept = _kept(scores.output_order, layer.output_rank) if scores else [True] * len(G)
-            spectra.append(Spectrum(name, A, A_kept, G, G_kept))
-        return spectra
-
-
-def _kept(order: Tensor, rank: int) -> list[bool]:
-    """Which directions are among the first ``rank`` of each group in ``order (g, n)``, best first."""
-    kept = torch.zeros_like(order, dtype=torch.bool)
-    return kept.scatter(1, order[:, :rank], True).flatten().tolist()
-
-
-def _layer_cut(layer: LayerPlan) -> LayerCut:
-    assert layer.predicted_loss is not None
-    return LayerCut(
-        name=layer.name,
-        form=layer.form,
-        input_rank=layer.input_rank,
-        output_rank=layer.output_rank,
-        in_channels=layer.spec.in_per_group,
-        out_channels=layer.spec.out_per_group,
-        params=layer.params,
-        flops=layer.flops,
-        predicted_loss=layer.predicted_loss,
-        note=layer.note,
-    )
 
 
 def _normalized(split: Split, settings: DemoSettings) -> Split:
@@ -352,7 +317,7 @@ def _work(settings: DemoSettings) -> float:
 
 
 def _provenance(settings: DemoSettings, losses: Sequence[float], seconds: float) -> dict[str, str]:
-    s, build = settings, ops.build_info()
+    s = settings
     return {
         "network": f"ResNet, depth {s.depth}, widths {'/'.join(map(str, s.widths))}, projection shortcuts",
         "data": "scikit-learn's digits, 8×8 grey, a quarter held out, another split for each seed",
@@ -363,10 +328,6 @@ def _provenance(settings: DemoSettings, losses: Sequence[float], seconds: float)
         "fine-tuning": f"{s.finetune_epochs} epochs, learning rate {s.finetune_lr:g}, cosine, "
         "distilled from the dense network",
         "time": f"median of {s.repeats} interleaved batches of {s.timing_batch}, channels last, eval mode",
-        "package": f"eigendamage-ext {__version__}, kernels {build.get('simd', 'unknown')}",
-        "software": f"PyTorch {torch.__version__}, Python {platform.python_version()}, {platform.system()}",
-        "device": _devices.name(s.device),
-        "threads": str(torch.get_num_threads()),
-        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        **environment(s.device),
         "wall time": f"{seconds:.0f} s",
     }

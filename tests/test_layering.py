@@ -25,7 +25,7 @@ ORDER = [
     ["__main__"],
 ]
 APART = ["training", "data", "models"]  # import private modules alone
-TOP = ["_meter", "demo", "cli", "__main__"]  # they alone import those, and the public names of the package
+TOP = ["_meter", "report", "demo", "cli", "__main__"]  # import those, and the public names of the package
 LAZY = Path("pruning/plan.py")  # PruneResult's methods import what saves and reports it, when they are called
 
 

@@ -270,7 +270,8 @@ class DirectionPlan(Plan[LayerPlan]):
         return row.form, f"{row.input_rank}/{row.widths[0]}", f"{row.output_rank}/{row.widths[1]}"
 
     def _shape(self, row: LayerPlan) -> dict[str, Any]:
-        return {"form": row.form, "input_rank": row.input_rank, "output_rank": row.output_rank}
+        ranks = {"input_rank": row.input_rank, "output_rank": row.output_rank}
+        return {"form": row.form, **ranks, "widths": row.widths}
 
     def _rebuild(self, model: nn.Module, inplace: bool) -> nn.Module:
         builders: dict[str, Callable[[nn.Module], nn.Module]] = {}

@@ -161,7 +161,9 @@ class FilterPlan(Plan[FilterRow]):
         return tuple(f"{side.after}/{side.before}" for side in (row.inputs, row.filters))
 
     def _shape(self, row: FilterRow) -> dict[str, Any]:
-        return {"inputs": row.inputs, "filters": row.filters, "kept": self.kept(row.name).tolist()}
+        group = self._groups[self._of[row.name]].group.name if row.name in self._of else None
+        kept = self.kept(row.name).tolist()
+        return {"inputs": row.inputs, "filters": row.filters, "kept": kept, "group": group}
 
     def _row(self, name: str, note: str) -> FilterRow:
         """A layer when every group keeps what it keeps now."""

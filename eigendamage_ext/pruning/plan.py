@@ -261,3 +261,16 @@ class PruneResult:
         from eigendamage_ext.artifact.export import export  # the artefact stands above pruning
 
         export(self, path, example_inputs=example_inputs)
+
+    def report(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Writes one HTML page of what was cut and why.
+
+        With the original network it tells how much faster this one is, with a loader too what it lost.
+
+        Args:
+            path: Where the page goes.
+            options: See `eigendamage_ext.report.gather`: model, loader, factors, …
+        """
+        from eigendamage_ext.report import gather, write_report  # likewise
+
+        write_report(path, gather(self, **options))

@@ -1,8 +1,8 @@
 """The report: what was cut, what it cost and what it saved, as one self-contained HTML page.
 
-`ReportData` is plain numbers and names: whoever measured something fills in what there is, and a section
-without data is left out. The page has no script and fetches nothing; it follows the reader's light or dark
-theme and fits a phone. matplotlib draws the charts and is imported only then.
+`gather` makes `ReportData` of what pruning returned and measures what nobody has measured yet; `write_report`
+makes the page. `ReportData` is plain numbers and names, and a section without data is left out. The page has
+no script and fetches nothing; it follows the reader's light or dark theme and fits a phone.
 """
 
 import os
@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 from .._files import write_atomically
 from .data import (
+    DENSE,
+    Key,
     LayerCut,
     LossPair,
     Measurement,
@@ -21,14 +23,21 @@ from .data import (
     rank_correlation,
     summarize,
 )
+from .gather import gather
+from .measure import Measured
+from .page import render
 
 __all__ = [
+    "DENSE",
+    "Key",
     "LayerCut",
     "LossPair",
+    "Measured",
     "Measurement",
     "ReportData",
     "Spectrum",
     "Summary",
+    "gather",
     "headline",
     "mean_sd",
     "rank_correlation",
@@ -39,11 +48,10 @@ __all__ = [
 
 
 def write_report(path: str | os.PathLike[str], data: ReportData) -> None:
-    """Write the page of ``data`` to ``path``, whole or not at all.
+    """Writes the page of ``data`` to ``path``, whole or not at all.
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        ModuleNotFoundError: matplotlib, which draws the charts, is missing.
     """
     html = render(data).encode()
 
@@ -51,16 +59,3 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> None:
         file.write(html)
 
     write_atomically(path, write)
-
-
-def render(data: ReportData) -> str:
-    """The page of ``data`` as HTML; raises as `write_report` does when matplotlib is missing."""
-    try:
-        from . import page
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "report: matplotlib must be installed for the charts, got no module "
-            f"{error.name!r}; run `pip install matplotlib`",
-            name=error.name,
-        ) from error
-    return page.render(data)
