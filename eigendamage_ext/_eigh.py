@@ -1,7 +1,6 @@
 """Symmetric eigendecomposition: the kernels, the library for what they leave or where they lack, errors."""
 
 import contextlib
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +19,9 @@ REASONS = {
 }
 
 KERNEL_SIZE = 64  # what CUDA's kernel solves has at most so many rows
+HOST_SIZE = (
+    512  # up to so many rows a GPU's library is many times slower than the CPU's kernels, copies and all
+)
 LIBRARY_COUNT = 1 << 14  # the library gets at most so many matrices at a time
 PROBES = 4
 
@@ -149,32 +151,65 @@ def _locate(stacks: Sequence[Tensor], number: int) -> tuple[int, int]:
 
 
 def _solve_on_device(stacks: Sequence[Tensor], kernel_size: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Solve up to so many rows by the device's kernel, the rest by the library, each size on its own stream.
+    """Solve up to so many rows by the device's kernel, up to `HOST_SIZE` on the CPU, the rest by the library.
 
-    Nobody waits for the kernel. The library waits for itself, and its certificate is read once for each size.
+    Nobody waits for the kernel. The CPU waits for its matrices, and the library for itself.
     """
-    small = [index for index, stack in enumerate(stacks) if stack.shape[-1] <= kernel_size]
+    sizes = [stack.shape[-1] for stack in stacks]
+    small = [index for index, n in enumerate(sizes) if n <= kernel_size]
     if len(small) == len(stacks):
         return _C.eigh(stacks)[:3]
+    medium = [index for index, n in enumerate(sizes) if kernel_size < n <= HOST_SIZE]
+    large = [index for index, n in enumerate(sizes) if n > max(kernel_size, HOST_SIZE)]
+    results: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # a stack's values, vectors and codes
+    for members, solve_them in (
+        (small, lambda some: _C.eigh(some)[:3]),
+        (medium, _solve_on_host),
+        (large, _solve_by_library),
+    ):
+        if members:
+            values, vectors, codes = solve_them([stacks[index] for index in members])
+            parts = codes.split_with_sizes([math.prod(stacks[index].shape[:-2]) for index in members])
+            results |= zip(members, zip(values, vectors, parts, strict=True), strict=True)
+    ordered = [results[index] for index in range(len(stacks))]
+    return [one[0] for one in ordered], [one[1] for one in ordered], torch.cat([one[2] for one in ordered])
+
+
+def _solve_on_host(stacks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Solve on the CPU and send the results back; what has one type goes either way in one piece."""
+    device = stacks[0].device
+    host = _moved(stacks, torch.device("cpu"))
+    values, vectors, codes = _solve_by_kernel(host)
+    rows = [one.mT for one in vectors]
+    sent = [one.clone() for one in _moved([*values, *rows], device)]  # each in memory of its own
+    return sent[: len(stacks)], [one.mT for one in sent[len(stacks) :]], codes.to(device)
+
+
+def _moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Contiguous copies on a device, those of one type in one piece of memory."""
+    moved: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        members = [index for index, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        flat = torch.cat([tensors[index].reshape(-1) for index in members]).to(device)
+        parts = flat.split_with_sizes([tensors[index].numel() for index in members])
+        moved |= {index: part.view(tensors[index].shape) for index, part in zip(members, parts, strict=True)}
+    return [moved[index] for index in range(len(tensors))]
+
+
+def _solve_by_library(stacks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Let the device's library solve all of a size together, each size on a stream of its own."""
     classes: dict[tuple[int, torch.dtype], list[int]] = defaultdict(list)
     for index, stack in enumerate(stacks):
-        if stack.shape[-1] > kernel_size:
-            classes[stack.shape[-1], stack.dtype].append(index)
-
-    results: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # a stack's values, vectors and codes
+        classes[stack.shape[-1], stack.dtype].append(index)
     counts = [math.prod(stack.shape[:-2]) for stack in stacks]
-    if small:
-        values, vectors, codes, _ = _C.eigh([stacks[index] for index in small])
-        parts = codes.split_with_sizes([counts[index] for index in small])
-        results |= zip(small, zip(values, vectors, parts, strict=True), strict=True)
-    for index in itertools.chain(*classes.values()):  # on the current stream, which is where they are dropped
-        stack = stacks[index]
-        results[index] = (
+    results = [  # on the current stream, which is where they are dropped
+        (
             stack.new_empty(stack.shape[:-1]),
             _empty_columns(stack),
-            stack.new_empty(counts[index], dtype=torch.int32),
+            stack.new_empty(count, dtype=torch.int32),
         )
-
+        for stack, count in zip(stacks, counts, strict=True)
+    ]
     tasks = [(members, _side_stream(stacks[0].device)) for members in classes.values()]
     try:
         attempts = []
@@ -193,9 +228,7 @@ def _solve_on_device(stacks: Sequence[Tensor], kernel_size: int) -> tuple[list[T
         for _, stream in tasks:
             if stream is not None:
                 torch.cuda.current_stream(stream.device).wait_stream(stream)
-
-    ordered = [results[index] for index in range(len(stacks))]
-    return [one[0] for one in ordered], [one[1] for one in ordered], torch.cat([one[2] for one in ordered])
+    return [one[0] for one in results], [one[1] for one in results], torch.cat([one[2] for one in results])
 
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -246,8 +279,9 @@ def _finish(attempt: _Attempt) -> tuple[Tensor, Tensor, Tensor]:
     matrices, finite, exponents, values, vectors, accurate = attempt
     for index in (place for place, passed in enumerate(accurate.tolist()) if not passed):
         one = slice(index, index + 1)
-        repaired = _library(matrices[one].double())
-        values[one], vectors[one] = repaired
+        repaired = _library(matrices[one].double().cpu())  # a GPU's library may be as far off again
+        for to, part in zip((values, vectors), repaired, strict=True):
+            to[one] = part.to(to)
         accurate[one] = _certify(matrices[one], values[one], vectors[one])
 
     values = _scale(values, exponents[:, None])

@@ -283,7 +283,8 @@ def eigh(
     finite, fails alone.
 
     On a GPU nothing waits for matrices of up to 64 rows with ``errors="info"``; there one of these that fails
-    the check is only reported. Larger ones are left to `torch.linalg.eigh`, all of a size together.
+    the check is only reported. Those of up to 512 rows are solved on the CPU, and larger ones by
+    `torch.linalg.eigh`, all of a size together. The results of a list may share a block of memory.
 
     Args:
         matrices: a stack ``(…, n, n)``, or a list of ``(n, n)`` of any sizes, strides and float types on one
@@ -302,7 +303,7 @@ def eigh(
         TypeError, ValueError, NotImplementedError: with the argument, its rule, the fact and the remedy.
     """
     if names is None and errors in ("raise", "info") and not torch.compiler.is_compiling():
-        found = _C.eigh_stack(matrices)
+        found = _C.eigh_directly(matrices, _eigh.KERNEL_SIZE, errors == "info")
         if found is not None:
             return found
     stacked = isinstance(matrices, Tensor)

@@ -254,10 +254,20 @@ def test_stacks_are_decomposed_the_same_both_ways(
             assert torch.equal(part, other) and part.stride() == other.stride() and not part.requires_grad
 
 
-def test_stacks_that_are_out_of_the_ordinary_are_left_to_python() -> None:
-    assert _C.eigh_stack(torch.eye(3)) is not None
+def test_matrices_that_are_out_of_the_ordinary_are_left_to_python() -> None:
+    assert _C.eigh_directly(torch.eye(3), 2, False) is not None
+    assert _C.eigh_directly([torch.eye(3)], 3, False) is not None
     spoilt = torch.eye(3).repeat(2, 1, 1)
     spoilt[1, 2, 0] = torch.nan
-    odd = [None, [torch.eye(3)], torch.eye(3).half(), torch.eye(3).long(), torch.zeros(3), torch.zeros(2, 3)]
+    odd = [
+        None,
+        [],
+        [torch.eye(4)],
+        [torch.eye(2), torch.eye(2).double()],
+        torch.eye(3).half(),
+        torch.eye(3).long(),
+        torch.zeros(3),
+        torch.zeros(2, 3),
+    ]
     for value in [*odd, torch.eye(3, device="meta"), torch._neg_view(torch.eye(3)), spoilt]:
-        assert _C.eigh_stack(value) is None
+        assert _C.eigh_directly(value, 3, False) is None

@@ -257,7 +257,7 @@ def test_what_the_kernel_leaves_is_solved_by_the_library(monkeypatch: pytest.Mon
 
     stack = torch.stack([factor(6, 6 + i) for i in range(6)]).reshape(2, 3, 6, 6).float()
     matrices = [factor(20, 30), factor(3, 5).float(), factor(9, 9).float()]
-    monkeypatch.setattr(_eigh._C, "eigh_stack", lambda _: None)
+    monkeypatch.setattr(_eigh._C, "eigh_directly", lambda *_: None)
     monkeypatch.setattr(_eigh._C, "eigh", leave)
     values, vectors, info = ops.eigh(stack)
     assert not info.any() and vectors.mT.is_contiguous()
@@ -287,7 +287,8 @@ def test_matrices_beyond_the_kernel_are_left_to_the_library(monkeypatch: pytest.
 
 def test_bad_results_are_repaired_or_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library is made to answer wrongly for one matrix, then to give up on the stack, then for good."""
-    monkeypatch.setattr(_eigh._C, "eigh_stack", lambda _: None)
+    monkeypatch.setattr(_eigh._C, "eigh_directly", lambda *_: None)
+    monkeypatch.setattr(_eigh, "HOST_SIZE", 0)
     monkeypatch.setattr(_eigh, "_solve_by_kernel", lambda stacks: _eigh._solve_on_device(stacks, -1))
     honest = torch.linalg.eigh
     matrices = torch.stack([factor(12, 30), factor(12, 12), factor(12, 20)]).float()
@@ -358,13 +359,19 @@ def test_random_state_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_result_has_memory_of_its_own() -> None:
-    matrix = torch.eye(4)
-    values, vectors, _ = ops.eigh([matrix, 2 * matrix])
-    starts = {t.untyped_storage().data_ptr() for t in (matrix, *values, *vectors)}
-    assert len(starts) == 5
+def test_results_do_not_overlap() -> None:
+    matrices = [factor(n, n).float() for n in (4, 1, 7, 4)]
+    values, vectors, _ = ops.eigh(matrices)
+    kept = [t.clone() for t in (*values, *vectors)]
+    for one, (t, expected) in enumerate(zip((*values, *vectors), kept, strict=True)):
+        assert torch.equal(t, expected)
+        t.fill_(one)
+    assert all((t == one).all() for one, t in enumerate((*values, *vectors)))
+    assert all(
+        torch.equal(matrix, factor(n, n).float()) for n, matrix in zip((4, 1, 7, 4), matrices, strict=True)
+    )
     gradient = torch.eye(3, requires_grad=True)
-    assert not ops.eigh(gradient)[0].requires_grad
+    assert not ops.eigh(gradient)[0].requires_grad and not ops.eigh([gradient])[0][0].requires_grad
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,10 @@ RESNET32 = {27: 1, 144: 11, 288: 10, 576: 9, 16: 11, 32: 10, 64: 11, 10: 1}
 
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch, device: str) -> list[list[int]]:
-    """Tensors of the CPU are solved as a device's. Returns the sizes that each call of the kernel gets."""
+    """Tensors of the CPU are solved as a device's, and those too large for the kernel by the library.
+
+    Returns the sizes that each call of the kernel gets.
+    """
     asked: list[list[int]] = []
     honest = _eigh._C.eigh
 
@@ -28,8 +31,9 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch, device: str) -> list[list[in
         asked.append([stack.shape[-1] for stack in stacks])
         return honest(stacks)
 
-    monkeypatch.setattr(_eigh._C, "eigh_stack", lambda _: None)
+    monkeypatch.setattr(_eigh._C, "eigh_directly", lambda *_: None)
     monkeypatch.setattr(_eigh._C, "eigh", kernel)
+    monkeypatch.setattr(_eigh, "HOST_SIZE", _eigh.KERNEL_SIZE)
     if device == "cpu":
         monkeypatch.setattr(
             _eigh, "_solve_by_kernel", lambda stacks: _eigh._solve_on_device(stacks, _eigh.KERNEL_SIZE)
@@ -107,7 +111,7 @@ def test_what_the_kernel_leaves_is_a_code_or_is_solved_by_the_library(
             codes[number] = _eigh.NOT_ACCURATE
         return values, vectors, codes, []
 
-    monkeypatch.setattr(_eigh._C, "eigh_stack", lambda _: None)
+    monkeypatch.setattr(_eigh._C, "eigh_directly", lambda *_: None)
     monkeypatch.setattr(_eigh._C, "eigh", leave)
     stack = torch.stack([factor(9, 9 + i) for i in range(4)]).float().view(2, 2, 9, 9).to(device)
     given: Any = stack if stacked else list(stack.view(4, 9, 9))
@@ -127,7 +131,8 @@ def test_the_library_gets_one_stack_for_each_size_and_type(
     shapes: list[tuple[Any, ...]] = []
 
     def library(a: Tensor) -> Any:
-        shapes.append((*a.shape, a.dtype))
+        if a.device.type == device:  # what is repaired is repaired on the CPU
+            shapes.append((*a.shape, a.dtype))
         return honest(a)
 
     monkeypatch.setattr(torch.linalg, "eigh", library)
@@ -156,6 +161,37 @@ def test_bad_results_of_the_library_are_repaired(
     assert not info.any()
     for matrix, lam, v in zip(matrices, values, vectors, strict=True):
         check(matrix, lam, v)
+
+
+def test_medium_sizes_are_solved_on_the_cpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Between a device's kernel and its library, each type in one piece; their results are as on the CPU."""
+    honest, asked = _eigh._solve_by_kernel, []
+
+    def on_the_cpu(stacks: list[Tensor]) -> Any:
+        assert all(stack.is_cpu for stack in stacks)
+        asked.append([stack.shape for stack in stacks])
+        return honest(stacks)
+
+    exact = [
+        torch.stack([factor(n, n + i) for i in range(count)]).to(DTYPES[n % 2])
+        for n, count in ((71, 2), (4, 3), (66, 1), (70, 2), (90, 1))
+    ]
+    expected = honest(exact)
+    stacks = [stack.to(device) for stack in exact]
+    stacks[0] = stacks[0].mT
+    monkeypatch.setattr(_eigh, "HOST_SIZE", 80)
+    monkeypatch.setattr(_eigh, "_solve_by_kernel", on_the_cpu)
+    values, vectors, codes = _eigh._solve_on_device(stacks, _eigh.KERNEL_SIZE)
+    assert asked == [[(2, 71, 71), (1, 66, 66), (2, 70, 70)]]
+    assert codes.shape == (9,) and codes.device == stacks[0].device and not codes.any()
+    for index in (0, 2, 3):
+        assert torch.equal(values[index].cpu(), expected[0][index])
+        assert torch.equal(vectors[index].cpu(), expected[1][index])
+    for stack, lam, v in zip(stacks, values, vectors, strict=True):
+        for one in range(len(stack)):
+            check(stack[one], lam[one], v[one])
+    starts = {t.untyped_storage().data_ptr() for t in (*stacks, *values, *vectors)}
+    assert len(starts) == 3 * 5
 
 
 @pytest.mark.cuda

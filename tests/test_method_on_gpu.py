@@ -175,6 +175,7 @@ def test_the_networks_of_the_paper_are_pruned_on_a_gpu(make: type[nn.Module]) ->
 @on_cuda
 def test_an_experiment_of_the_paper_runs_in_slices_on_a_gpu(tmp_path: Path) -> None:
     test_paper = pytest.importorskip("test_paper")
+    pytest.importorskip("torch_pruning")
     config = tmp_path / "tiny.toml"
     config.write_text(test_paper.TINY + test_paper.TIMING)
     arguments = ("--device", "cuda", "--minutes", "0")

@@ -363,11 +363,10 @@ def test_bad_arguments_are_refused():
 def test_batches_follow_the_model_to_its_device():
     x, y = blobs(64)
     loader = TensorLoader(x, y, batch_size=16, shuffle=True)
-    cpu_state, state = torch.get_rng_state(), torch.cuda.get_rng_state()
     results = []
     for _ in range(2):
         model, teacher = net(dropout=0.2).cuda(), net(1)  # the teacher stays on the CPU
-        torch.set_rng_state(cpu_state)
+        cpu_state, state = torch.get_rng_state(), torch.cuda.get_rng_state()
         finetune(model, loader, epochs=2, teacher=teacher, progress=False)
         recalibrate_bn(model, loader)
         results.append((snapshot(model), evaluate(model, loader)))

@@ -9,7 +9,9 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "../kernels.h"
 #include "ops.h"
@@ -259,21 +261,44 @@ py::object gradient_second_moment(py::handle x, py::handle g, py::handle kernel_
   return to->object;
 }
 
-py::object eigh_stack(py::handle matrices) {
-  const at::Tensor* stack = anyone_watches() ? nullptr : plain_tensor(matrices);
-  if (!stack || !stack->is_cpu()) return py::none();
-  if (stack->scalar_type() != at::kFloat && stack->scalar_type() != at::kDouble) return py::none();
-  if (stack->dim() < 2 || stack->size(-1) != stack->size(-2)) return py::none();
-  const auto [values, vectors, codes, left] = [&] {
+py::object eigh_directly(py::handle matrices, std::int64_t most_rows, bool informs) {
+  if (anyone_watches()) return py::none();
+  const bool listed = PyList_CheckExact(matrices.ptr());
+  const auto list = listed ? py::reinterpret_borrow<py::list>(matrices) : py::list();
+  const auto count = listed ? list.size() : 1;
+  std::vector<at::Tensor> stacks;
+  stacks.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const py::handle item = listed ? py::handle(PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i))) : matrices;
+    const at::Tensor* stack = stacks.empty() ? plain_tensor(item) : plain_tensor_like(stacks.front(), item);
+    if (!stack || (stack->scalar_type() != at::kFloat && stack->scalar_type() != at::kDouble)) return py::none();
+    if (stack->dim() < 2 || (listed && stack->dim() > 2) || stack->size(-1) != stack->size(-2)) return py::none();
+    if (stack->size(-1) > most_rows && (listed || !stack->is_cpu())) return py::none();
+    stacks.push_back(*stack);
+  }
+  if (stacks.empty()) return py::none();
+  const auto [values, vectors, codes, solved] = [&] {
     const py::gil_scoped_release unlocked;
-    return eigh({*stack});
+    auto [of_values, of_vectors, of_codes, left] = eigh(stacks, listed ? Room::kShared : Room::kOwn);
+    bool all = true;
+    if (stacks.front().is_cpu() || !informs) {
+      const at::Tensor on_cpu = of_codes.cpu();  // waits for a GPU
+      const auto* code = on_cpu.const_data_ptr<std::int32_t>();
+      all = std::all_of(code, code + on_cpu.numel(), [](std::int32_t found) { return found == kSolved; });
+    }
+    return std::tuple{std::move(of_values), std::move(of_vectors), std::move(of_codes), all};
   }();
-  const auto* code = codes.const_data_ptr<std::int32_t>();
-  if (std::any_of(code, code + codes.numel(), [](std::int32_t found) { return found != kSolved; })) return py::none();
-  const at::IntArrayRef batch = stack->sizes().slice(0, stack->dim() - 2);
+  if (!solved) return py::none();
   const auto wrap = [](const at::Tensor& tensor) {
     return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
   };
+  const auto wrap_all = [&](const std::vector<at::Tensor>& tensors) {
+    py::list wrapped(tensors.size());
+    for (std::size_t i = 0; i < tensors.size(); ++i) wrapped[i] = wrap(tensors[i]);
+    return wrapped;
+  };
+  if (listed) return py::make_tuple(wrap_all(values), wrap_all(vectors), wrap(codes));
+  const at::IntArrayRef batch = stacks.front().sizes().slice(0, stacks.front().dim() - 2);
   return py::make_tuple(wrap(values[0]), wrap(vectors[0]), wrap(batch.size() == 1 ? codes : codes.view(batch)));
 }
 

@@ -23,7 +23,8 @@ py::object gradient_second_moment(py::handle x, py::handle g, py::handle kernel_
                                   py::handle padding, py::handle dilation, py::handle groups, py::handle reduction,
                                   py::handle out, py::handle alpha, py::handle beta);
 
-/// eigh of a stack on the CPU, where all of its matrices are solved.
-py::object eigh_stack(py::handle matrices);
+/// eigh of a stack, or of a list of matrices of one type with at most `most_rows`, where all are solved or, with `informs`, a
+/// GPU is not waited for. A GPU's stack has at most `most_rows` too. The results of a list lie in one block of memory.
+py::object eigh_directly(py::handle matrices, std::int64_t most_rows, bool informs);
 
 }  // namespace eigendamage::bindings

@@ -14,14 +14,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("channel_covariance", &bindings::channel_covariance);
   m.def("patch_covariance", &bindings::patch_covariance);
   m.def("gradient_second_moment", &bindings::gradient_second_moment);
-  m.def("eigh_stack", &bindings::eigh_stack);
+  m.def("eigh_directly", &bindings::eigh_directly);
   m.def("covariance_", &bindings::covariance_, unlocked, arg("x"), arg("feature_dim"), arg("bias"), arg("alpha"),
         arg("beta"), arg("out"));
   m.def("channel_covariance_", &bindings::channel_covariance_, unlocked, arg("x"), arg("kernel"), arg("stride"),
         arg("padding"), arg("dilation"), arg("output_size"), arg("alpha"), arg("beta"), arg("out"));
   m.def("patch_covariance_", &bindings::patch_covariance_, unlocked, arg("x"), arg("kernel"), arg("stride"),
         arg("padding"), arg("dilation"), arg("output_size"), arg("bias"), arg("alpha"), arg("beta"), arg("out"));
-  m.def("eigh", &bindings::eigh, unlocked, arg("stacks"));
+  m.def("eigh", [](const std::vector<at::Tensor>& stacks) { return bindings::eigh(stacks); }, unlocked, arg("stacks"));
   m.def("gradient_second_moment_", &bindings::gradient_second_moment_, unlocked, arg("x"), arg("g"), arg("kernel"),
         arg("stride"), arg("padding"), arg("dilation"), arg("alpha"), arg("beta"), arg("out"));
   m.def("current_stream", [](int device) {

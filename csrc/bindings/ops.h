@@ -32,8 +32,12 @@ void linear_second_moment_(const at::Tensor& x, const at::Tensor& g, double alph
 /// Eigenvalues (…, n) and eigenvectors (…, n, n) as columns, each vector contiguous, of every stack (…, n, n), float or
 /// double with any strides, all on one device; int32 codes of all matrices in order; and which of these, by number, were
 /// left for another solver. Only a CPU's are listed: nothing waits for another device.
-std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::vector<std::int64_t>> eigh(
-    const std::vector<at::Tensor>& stacks);
+using EighResult = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::vector<std::int64_t>>;
+
+/// Where the results of several stacks go: each into memory of its own, or, where all are of one type, into that of all.
+enum class Room { kOwn, kShared };
+
+EighResult eigh(const std::vector<at::Tensor>& stacks, Room room = Room::kOwn);
 
 /// The handle of torch's current stream on an accelerator.
 void* current_stream(c10::DeviceIndex device);

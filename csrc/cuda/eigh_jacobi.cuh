@@ -141,7 +141,7 @@ struct Components {
   }
 };
 
-constexpr int kMaxSweeps = 15;
+constexpr int kMaxSweeps = 40;  ///< doubles of graded spectra take up to 20
 
 /// What comes of it: the matrix by places, diagonal to the threshold unless there were kMaxSweeps.
 template <class T>

@@ -76,8 +76,7 @@ def gradient(loss: str, z: Tensor, y: Tensor) -> Tensor:
 def hessian_root(loss: str, z: Tensor, column: int) -> Tensor:
     """Column c ``(N, C)`` of a square root of every example's loss Hessian: Σ_c r_c r_cᵀ = ∇²ℓ(z)."""
     p = mean(loss, z)
-    unit = torch.zeros_like(z[0])
-    unit[column] = 1
+    unit = (torch.arange(z.shape[1], device=z.device) == column).to(z)  # writing a number to one would wait
     if loss == "cross_entropy":
         return p[:, column, None].sqrt() * (unit - p)
     if loss == "bce_with_logits":

@@ -330,6 +330,35 @@ TEST(a_dozen_sweeps_suffice) {
   });
 }
 
+/// Eigenvalues 1 … 1e-14 in equal steps of their logarithm, or as many 1 as −1, in a basis of reflections.
+TEST(spectra_that_take_more_sweeps_are_decomposed) {
+  constexpr int n = 64;
+  for (const bool graded : {true, false}) {
+    Random random(10);
+    std::vector<Problem<double>> problems{Problem<double>(n, Kind::kZero, 1, 1, random)};
+    std::vector<std::vector<double>> a(n, std::vector<double>(n));
+    for (int i = 0; i < n; ++i) a[at(i)][at(i)] = graded ? std::pow(10.0, -14.0 * i / (n - 1)) : 1 - 2 * (i % 2);
+    for (int reflection = 0; reflection < n; ++reflection) {
+      std::vector<double> v(n);
+      double square = 0;
+      for (double& x : v) square += (x = std::normal_distribution<double>()(random)) * x;
+      for (const bool columns : {true, false}) {
+        for (int i = 0; i < n; ++i) {
+          double dot = 0;
+          const auto entry = [&](int j) -> double& { return columns ? a[at(i)][at(j)] : a[at(j)][at(i)]; };
+          for (int j = 0; j < n; ++j) dot += entry(j) * v[at(j)];
+          for (int j = 0; j < n; ++j) entry(j) -= 2 * dot / square * v[at(j)];
+        }
+      }
+    }
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j <= i; ++j) problems[0].set(i, j, (a[at(i)][at(j)] + a[at(j)][at(i)]) / 2);
+    }
+    solve(problems, kFew);
+    CHECK(problems[0].fault().empty(), problems[0].fault());
+  }
+}
+
 TEST(the_certificate_is_near_its_gate) {
   for_both_types([]<class T>(T, const std::string& name) {
     Random random(9);
