@@ -52,6 +52,17 @@ def positive_integer(text: str) -> int:
     return value
 
 
+def input_shape(text: str) -> tuple[int, ...]:
+    """The shape of one example, 3x32x32, from the command line."""
+    try:
+        shape = tuple(int(part) for part in text.replace("×", "x").split("x"))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"must be numbers like 3x32x32, got {text!r}")
+    return shape
+
+
 def check_command(parser: Parser, arguments: Sequence[str]) -> None:
     """Ends with wrong usage where the first argument is no command, and names the nearest."""
     known = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
