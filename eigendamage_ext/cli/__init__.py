@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from eigendamage_ext import __version__
-from eigendamage_ext.cli import bench, bench_model, demo, info, inspect
+from eigendamage_ext.cli import bench, bench_model, demo, export, info, inspect
 from eigendamage_ext.cli.parsing import Parser, check_command, nearest
 from eigendamage_ext.cli.signals import Terminated, termination_raises
 
-COMMANDS = (demo, inspect, bench_model, bench, info)
+COMMANDS = (demo, inspect, bench_model, export, bench, info)
 
 # Exit codes, besides 0.
 FAILED = 1  # told in one sentence on standard error

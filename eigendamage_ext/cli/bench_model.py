@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eigendamage_ext.cli.parsing import Commands, add_command, input_shape, positive_integer
+from eigendamage_ext.cli.parsing import Commands, add_command, add_network, positive_integer
 
 if TYPE_CHECKING:
     from eigendamage_ext._timing import Spread
@@ -26,15 +26,10 @@ def add(commands: Commands) -> None:
         "times.",
         examples="  eigendamage bench-model net.safetensors --vs dense.safetensors\n"
         "  eigendamage bench-model net.safetensors --vs dense.safetensors --batch 1 32 --compile\n"
-        "  eigendamage bench-model net.safetensors --vs w.safetensors --model mynet:MyNet --input 3x32x32",
+        "  eigendamage bench-model net.safetensors --vs dense.safetensors --input 3x32x32",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the network")
+    add_network(parser)
     parser.add_argument("--vs", type=Path, required=True, metavar="BASE", help="what it is compared with")
-    parser.add_argument(
-        "--model",
-        metavar="MODULE:NAME",
-        help="function or class that makes the network, for files that do not say by themselves what it is",
-    )
     parser.add_argument(
         "--batch",
         type=positive_integer,
@@ -42,9 +37,6 @@ def add(commands: Commands) -> None:
         default=[1, 64],
         metavar="N",
         help="examples at a time (1 64)",
-    )
-    parser.add_argument(
-        "--input", type=input_shape, metavar="SHAPE", help="of one example (that of the plan in the file)"
     )
     parser.add_argument("--compile", action="store_true", help="under torch.compile, too; that takes longer")
     parser.add_argument("--threads", type=positive_integer, help="of both (as many as PyTorch takes)")
@@ -71,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     files: tuple[Path, Path] = (options.vs, options.file)
-    base, other = (load_network(f, options.model, caller=caller).to(options.device) for f in files)
+    base, other = (load_network(f).to(options.device) for f in files)
     example = example_input(options.input, reversed(files), other, caller=caller).to(options.device)
     check_outputs((base, other), example, caller)
     costs = [measure(network, example) for network in (base, other)]

@@ -16,17 +16,11 @@ from eigendamage_ext.pruning.measure import dtype_of
 LARGEST = 2**26  # numbers in an example
 
 
-def load_network(file: Path, factory: str | None, *, caller: str) -> nn.Module:
+def load_network(file: Path) -> nn.Module:
     """The network in a file, in eval mode on the CPU.
 
-    Args:
-        file: What `save` wrote or, with a factory, a state_dict in safetensors.
-        factory: "package.module:factory", which builds a network like the one that was pruned; None: the
-            file says by itself what the network is.
-        caller: The command, for messages.
-
     Raises:
-        ValueError: There is none, or its weights do not fit; an ArtifactError where the file is damaged.
+        ArtifactError: There is none, or the file needs the class of its network.
     """
     return artifact.load(file).eval()
 

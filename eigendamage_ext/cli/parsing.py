@@ -3,6 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -42,6 +43,14 @@ def add_command(
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     parser.set_defaults(run=run, parser=parser, after_interrupt=after_interrupt)
     return parser
+
+
+def add_network(parser: Parser) -> None:
+    """The arguments of a command that runs a network from a file."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="the network")
+    parser.add_argument(
+        "--input", type=input_shape, metavar="SHAPE", help="of one example (that of the plan in the file)"
+    )
 
 
 def positive_integer(text: str) -> int:
