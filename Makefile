@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build print-python demo test test-cpp bench fuzz lint format clean
+.PHONY: help build print-python demo test test-cpp bench fuzz docs lint format clean
 export PYTHON
 CMAKE_GENERATOR ?= $(if $(shell command -v ninja 2>/dev/null),Ninja,Unix Makefiles)
 export CMAKE_GENERATOR
@@ -43,6 +43,10 @@ bench:         ## time the kernels and print the gates; ARGS='--only patch' take
 
 fuzz:          ## try 100,000 random eigenproblems and 2,000 convolutions; ARGS=--seed=1 repeats a run
 	@$(built) && PYTHONPATH=. "$$python" tests/fuzz.py $(ARGS)
+
+docs:          ## make a site of the documentation
+	@$(python) && NO_MKDOCS_2_WARNING=1 "$$python" -m mkdocs build --strict -f docs/site/mkdocs.yml && \
+	    echo "The documentation is $(CURDIR)/build/site/index.html"
 
 lint:          ## ruff, mypy, clang-format
 	@$(python) && "$$python" -m ruff check && "$$python" -m ruff format --check && "$$python" -m mypy && \

@@ -1,4 +1,4 @@
-"""What the documentation names exists, and the Python of docs/method.md holds."""
+"""What the documentation names exists; its Python runs in test_doc_examples."""
 
 import ast
 import importlib
@@ -121,12 +121,8 @@ def test_names_of_the_method_are_linked_to_the_files_that_define_them():
         assert missing(importlib.import_module(MODULES[ROOT / file]), names) is None, name
 
 
-@pytest.mark.parametrize("number", range(len(python(METHOD))))
-def test_python_of_the_method_holds(number):
-    code = python(METHOD)[number]
-    assert "assert" in code
-    torch.manual_seed(0)
-    exec(compile(code, METHOD, "exec"), {})
+def test_python_of_the_method_asserts():
+    assert all("assert" in code for code in python(METHOD))
 
 
 @pytest.mark.parametrize("way", forms.WAYS[1:])
