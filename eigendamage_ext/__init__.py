@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eigendamage_ext import ops
+    from eigendamage_ext._adapter import Adapter
     from eigendamage_ext._files import ArtifactError
     from eigendamage_ext.artifact import load, save
     from eigendamage_ext.artifact.export import export
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from eigendamage_ext.training import evaluate, finetune, mean_loss, recalibrate_bn, train
 
 __all__ = [
+    "Adapter",
     "ArtifactError",
     "Factors",
     "Plan",
@@ -40,6 +42,7 @@ __all__ = [
 
 # Imported when they are first asked for: torch takes seconds, and --help need not wait for it.
 _HOMES = {
+    "Adapter": "_adapter",
     "ArtifactError": "_files",
     "Factors": "curvature.factors",
     "Plan": "pruning.plan",

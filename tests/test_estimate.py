@@ -194,18 +194,22 @@ REFUSED_BATCHES = [
         "loader must be an iterable of batches, got Tensor; pass a DataLoader or a list of batches",
     ),
     (3, TypeError, "loader must be an iterable of batches, got int"),
-    ([X, {"x": X}], TypeError, "loader must yield tensors, (input, target) or input, got a dict as batch 1"),
+    (
+        [X, {"y": 1}],
+        TypeError,
+        "loader must yield tensors, (inputs, target) or a mapping, got a dict of 'y': int",
+    ),
     ([(X, X, X)], TypeError, "got a tuple of Tensor, Tensor, Tensor as batch 0; convert its items"),
     ([(X, ["a"])], TypeError, "got a tuple of Tensor, list as batch 0"),
-    ([[]], TypeError, "got a list of  as batch 0"),
+    ([[]], TypeError, "got an empty list as batch 0"),
     ([X, "text"], TypeError, "got a str as batch 1"),
     ([torch.tensor(1.0)], ValueError, "got one number as batch 0; add a batch dimension"),
     (
         [(X, torch.zeros(3))],
         ValueError,
-        "as many targets as inputs, got inputs (4, 3) and targets (3,) in batch 0",
+        "as many targets as inputs, got 4 examples and targets (3,) in batch 0",
     ),
-    ([(X, torch.tensor(1))], ValueError, "got inputs (4, 3) and targets () in batch 0"),
+    ([(X, torch.tensor(1))], ValueError, "got 4 examples and targets () in batch 0"),
     ([X, X / 0], ValueError, "finite numbers, got NaN or infinity in the input of batch 1; clean the data"),
     ([(X, X), (X, X * float("nan"))], ValueError, "got NaN or infinity in the target of batch 1"),
 ]
@@ -359,7 +363,11 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda z: (z, z), TypeError, "must return its logits as one tensor, got tuple; wrap it"),
+        (
+            lambda z: [z, z],
+            TypeError,
+            "must return logits, as a tensor, as .logits, under 'logits' or first in",
+        ),
         (lambda z: z.mean(), ValueError, "a row of logits for each of 4 examples, got ()"),
         (
             lambda z: z.T,

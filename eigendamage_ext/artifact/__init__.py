@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from eigendamage_ext import __version__
+from eigendamage_ext._adapter import call, map_tensors, move
 from eigendamage_ext._files import ArtifactError, read_tensors, weights_digest, write_tensors
 from eigendamage_ext.artifact.describe import describe
 from eigendamage_ext.artifact.graph import UntraceableError
 from eigendamage_ext.artifact.rebuild import rebuild
 from eigendamage_ext.curvature.state import device_of, preserved
 from eigendamage_ext.pruning.channel_check import first_line, tensors_in
+from eigendamage_ext.pruning.measure import dtype_of
 from eigendamage_ext.pruning.plan import PruneResult
 from eigendamage_ext.pruning.structure import factored_layers, restored
 
@@ -132,14 +134,17 @@ def _check_again(loaded: nn.Module, network: nn.Module, result: PruneResult | No
     if result is None:
         return
     with preserved(network), preserved(loaded), torch.no_grad():
-        example = result.plan.example.to(device_of(network))
-        if example.is_floating_point():  # it may be zeros, and the model have another dtype by now
-            example = torch.randn_like(example, dtype=next(network.parameters()).dtype)
+        dtype = dtype_of(network)
+
+        def random(tensor: Tensor) -> Tensor:  # it may be zeros, and the model have another dtype by now
+            return torch.randn_like(tensor, dtype=dtype) if tensor.is_floating_point() else tensor
+
+        example = map_tensors(random, move(result.plan.example, device_of(network)))
         try:
-            ours = list(tensors_in(network(example)))
+            ours = list(tensors_in(call(network, example)))
         except Exception:
             return  # it was changed since, and takes something else
-        theirs = list(tensors_in(loaded(example)))
+        theirs = list(tensors_in(call(loaded, example)))
     if len(ours) != len(theirs) or not all(map(_same, ours, theirs)):
         raise UntraceableError("torch.fx, which followed it, saw something else than it does")
 

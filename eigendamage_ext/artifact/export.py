@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from eigendamage_ext._adapter import map_tensors
 from eigendamage_ext._files import write_atomically
 from eigendamage_ext.curvature.state import check_model, preserved
 from eigendamage_ext.pruning.channel_check import first_line, tensors_in
@@ -119,7 +120,8 @@ def _planned(model: nn.Module | PruneResult) -> Inputs:
             "pass inputs of the model"
         )
     dtype, example = dtype_of(model.model), model.plan.example
-    return example.to(dtype) if example.is_floating_point() else example
+    cast: Inputs = map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, example)
+    return cast
 
 
 def _batch(inputs: Inputs) -> Batch:

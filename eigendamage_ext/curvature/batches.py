@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eigendamage_ext._adapter import Adapter, Inputs, map_tensors, move, take, unpack
 from eigendamage_ext._progress import track
 
 
@@ -19,22 +20,25 @@ class Batch:
     Attributes:
         index: Number of the batch in the loader.
         first: Number of its first example.
-        inputs: ``(N, …)``, N ≥ 1.
+        examples: Their number N ≥ 1.
+        inputs: What the model is called with, every tensor ``(N, …)``.
         targets: ``(N, …)``, or None where the loader gives inputs alone.
     """
 
     index: int
     first: int
-    inputs: Tensor
+    examples: int
+    inputs: Inputs
     targets: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return self.examples
 
 
 def batches(
     loader: Iterable[Any],
     *,
+    adapter: Adapter,
     device: torch.device,
     max_examples: int | None,
     description: str,
@@ -56,13 +60,12 @@ def batches(
     with closing(items):
         for index, item in enumerate(items):
             left = None if max_examples is None else max_examples - first
-            inputs, targets = _unpack(index, item, caller)
-            inputs, targets = inputs[:left], None if targets is None else targets[:left]
-            if len(inputs):
-                yield Batch(
-                    index, first, _move(inputs, device), None if targets is None else _move(targets, device)
-                )
-            first += len(inputs)
+            inputs, targets, examples = unpack(item, adapter, caller=caller, index=index)
+            examples = examples if left is None else min(examples, left)
+            if examples:
+                inputs, targets = (_moved(take(part, examples), device) for part in (inputs, targets))
+                yield Batch(index, first, examples, inputs, targets)
+            first += examples
             if first == max_examples:
                 break
     if first == 0:
@@ -82,31 +85,7 @@ def _length(loader: Iterable[Any], max_examples: int | None) -> int | None:
     return wanted if total is None else min(wanted, total)
 
 
-def _unpack(index: int, item: Any, caller: str) -> tuple[Tensor, Tensor | None]:
-    """Inputs and targets of one item of a loader."""
-    parts = item if isinstance(item, (list, tuple)) else (item,)
-    if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) for part in parts):
-        inside = f" of {', '.join(type(part).__name__ for part in parts)}" if parts is item else ""
-        raise TypeError(
-            f"{caller}: loader must yield tensors, (input, target) or input, got a "
-            f"{type(item).__name__}{inside} as batch {index}; convert its items"
-        )
-    inputs, targets = parts[0], parts[1] if len(parts) == 2 else None
-    if inputs.dim() == 0:
-        raise ValueError(
-            f"{caller}: loader must yield batches of examples, got one number as batch {index}; "
-            "add a batch dimension"
-        )
-    if targets is not None and targets.shape[:1] != inputs.shape[:1]:
-        raise ValueError(
-            f"{caller}: loader must yield as many targets as inputs, got inputs "
-            f"{tuple(inputs.shape)} and targets {tuple(targets.shape)} in batch {index}; check its collation"
-        )
-    return inputs, targets
-
-
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    # A device takes what it is sent in order, so only a copy to the CPU has to be waited for.
-    moved = tensor.detach().to(device, non_blocking=device.type != "cpu")
+def _moved(part: Any, device: torch.device) -> Any:
     # What a caller's inference_mode made cannot be saved for the backward pass; a copy made here can.
-    return moved.clone() if moved.is_inference() else moved
+    moved = move(map_tensors(Tensor.detach, part), device)
+    return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, moved)

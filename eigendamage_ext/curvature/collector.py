@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eigendamage_ext._adapter import Adapter, Inputs, call, logits_of, named_tensors
 from eigendamage_ext.curvature.batches import Batch, batches
+from eigendamage_ext.curvature.example import blank
 from eigendamage_ext.curvature.fisher import Fisher
 from eigendamage_ext.curvature.layers import LayerSpec
 from eigendamage_ext.curvature.moments import batched
@@ -26,11 +28,10 @@ from eigendamage_ext.curvature.state import device_of
 
 @dataclass
 class Seen:
-    """The data of a pass: number of examples; shape, without the batch, and dtype of the first input."""
+    """The data of a pass: number of examples, and the first of them as `blank` leaves it."""
 
     count: int = 0
-    example_shape: tuple[int, ...] = ()
-    example_dtype: str = ""
+    example: Inputs | None = None
 
 
 class Collector(ABC):
@@ -84,6 +85,7 @@ class Collector(ABC):
         loader: Iterable[Any],
         fisher: Fisher,
         *,
+        adapter: Adapter,
         max_examples: int | None,
         description: str,
         progress: bool,
@@ -92,6 +94,7 @@ class Collector(ABC):
         seen = Seen()
         stream = batches(
             loader,
+            adapter=adapter,
             device=device_of(model),
             max_examples=max_examples,
             description=description,
@@ -100,10 +103,9 @@ class Collector(ABC):
         )
         with self._attached(), closing(stream):
             for batch in stream:
-                self._collect(model, batch, fisher)
+                self._collect(model, batch, fisher, adapter)
                 if seen.count == 0:
-                    dtype = str(batch.inputs.dtype).removeprefix("torch.")
-                    seen.example_shape, seen.example_dtype = tuple(batch.inputs.shape[1:]), dtype
+                    seen.example = blank(batch.inputs)
                 seen.count += len(batch)
         for name in self._layers:
             if name not in self._called:
@@ -126,16 +128,17 @@ class Collector(ABC):
             for handle in handles:
                 handle.remove()
 
-    def _collect(self, model: nn.Module, batch: Batch, fisher: Fisher) -> None:
+    def _collect(self, model: nn.Module, batch: Batch, fisher: Fisher, adapter: Adapter) -> None:
         """Adds one batch: a forward pass, and a backward pass for every vector of the Fisher."""
         self._batch, self._leaves = batch, []
         self._calls.clear()
         self._row_check.begin()
         self._recording = True
-        device_type = batch.inputs.device.type
-        with torch.autocast(device_type, self._autocast) if self._autocast else nullcontext():
-            logits = model(batch.inputs)
+        device = device_of(model)
+        with torch.autocast(device.type, self._autocast) if self._autocast else nullcontext():
+            output = call(model, batch.inputs)
         self._recording = False
+        logits = logits_of(output, adapter, caller=self._caller)
         self._check_logits(logits, batch)
         count = fisher.count(logits)
 
@@ -194,13 +197,8 @@ class Collector(ABC):
         self._reached.add(name)
         self.add_gradient(name, gradient, last=self._last_vector)
 
-    def _check_logits(self, logits: Any, batch: Batch) -> None:
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                f"{self._caller}: model must return its logits as one tensor, got {type(logits).__name__}; "
-                "wrap it in a module that does"
-            )
-        if logits.shape[:1] != batch.inputs.shape[:1]:
+    def _check_logits(self, logits: Tensor, batch: Batch) -> None:
+        if logits.shape[:1] != (len(batch),):
             raise ValueError(
                 f"{self._caller}: model must return a row of logits for each of {len(batch)} examples, got "
                 f"{tuple(logits.shape)}; put the batch first"
@@ -224,7 +222,10 @@ class Collector(ABC):
         )
         inputs, gradients = self.squares()
         # A number times 0 is 0 or, if it is not finite, NaN.
-        checks = [(data.format("input", batch.index), batch.inputs * 0)]
+        checks = [
+            (data.format(f"input {name!r}" if name else "input", batch.index), tensor * 0)
+            for name, tensor in named_tensors(batch.inputs)
+        ]
         if batch.targets is not None:
             checks.append((data.format("target", batch.index), batch.targets * 0))
         checks += [(layer.format("input", name, batch.index), total) for name, total in inputs.items()]

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from eigendamage_ext._adapter import Adapter, check_adapter
 from eigendamage_ext.curvature.checks import check_autocast, check_integer, check_word
 from eigendamage_ext.curvature.factor_sums import FactorSums
 from eigendamage_ext.curvature.factors import Factors, FactorSettings, LayerFactors
@@ -29,6 +30,7 @@ def estimate_factors(
     seed: int = 0,
     autocast: torch.dtype | None = None,
     offload: bool = False,
+    adapter: Adapter | None = None,
     progress: bool = True,
 ) -> Factors:
     """Estimates the Kronecker factors of every Conv2d and Linear of a model in one pass over a loader.
@@ -44,8 +46,11 @@ def estimate_factors(
     hooks and the random state, whatever happens.
 
     Args:
-        model: Returns logits ``(N, C)`` for an input ``(N, …)``; "mse" and "bce_with_logits" allow ``(N,)``.
-        loader: Yields ``(input, target)`` or inputs alone; batches move to the model's device.
+        model: Returns logits ``(N, C)``; "mse" and "bce_with_logits" allow ``(N,)``. They are its output, its
+            output's ``logits``, "logits" in a mapping or first in a tuple.
+        loader: Yields ``(inputs, target)``, inputs alone, or a mapping, whose "labels" or "label" are the
+            targets. Inputs are a tensor, a tuple for ``model(*inputs)`` or a mapping for ``model(**inputs)``;
+            tensors start with N, and move to the model's device.
         loss: "cross_entropy", "mse" (Σ(z − y)², no ½) or "bce_with_logits", summed over an example's outputs.
         fisher: "mc", gradients at labels drawn from the model; "exact", the expectation over such labels, one
             backward pass for each output; or "empirical", gradients at the given labels.
@@ -61,6 +66,7 @@ def estimate_factors(
             all the same. Gradients are those of single examples, so float16 needs no loss scaling.
         offload: Keep the sums in the CPU's memory: a device then holds no more than one layer's term at a
             time, and waits while each goes over in every batch.
+        adapter: How to read batches and outputs that are not of the usual kinds; see `Adapter`.
         progress: Show a progress bar.
 
     Returns:
@@ -80,6 +86,7 @@ def estimate_factors(
     if max_examples is not None:
         max_examples = check_integer(caller, "max_examples", max_examples, least=1)
     check_autocast(caller, autocast)
+    adapter = check_adapter(caller, adapter)
     check_model(model, caller=caller)
     covered, skipped = select(model, layers)
     _check_any(covered, skipped)
@@ -91,11 +98,13 @@ def estimate_factors(
             model,
             loader,
             Fisher(loss, fisher, samples, seed, caller),
+            adapter=adapter,
             max_examples=max_examples,
             description="Kronecker factors",
             progress=progress,
         )
         sums = collector.factors(seen.count)
+    example = seen.example
     skipped = {
         name: reason
         for name, _ in model.named_modules()
@@ -114,10 +123,11 @@ def estimate_factors(
             weight_sharing=weight_sharing,
             seed=seed,
             count=seen.count,
-            example_shape=seen.example_shape,
-            example_dtype=seen.example_dtype,
+            example_shape=tuple(example.shape[1:]) if isinstance(example, Tensor) else (),
+            example_dtype=str(example.dtype).removeprefix("torch.") if isinstance(example, Tensor) else "",
             autocast=str(autocast).removeprefix("torch.") if autocast else None,
         ),
+        example,
     )
 
 

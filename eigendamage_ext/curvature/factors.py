@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eigendamage_ext._adapter import Adapter, Inputs
 from eigendamage_ext._files import ArtifactError, read_tensors, write_tensors
 from eigendamage_ext.curvature.diagonal import Diagonal
 from eigendamage_ext.curvature.eigenbasis import Eigen, Eigenbasis, LayerEigenbasis
 from eigendamage_ext.curvature.ekfac import SecondMoments, second_moment_shape
+from eigendamage_ext.curvature.example import PREFIX, from_file, to_file
 from eigendamage_ext.curvature.fisher import Fisher
 from eigendamage_ext.curvature.gradient import Gradients
 from eigendamage_ext.curvature.layers import LayerSpec
@@ -52,8 +54,9 @@ class FactorSettings:
     Attributes:
         loss, fisher, samples, kind, weight_sharing, seed: As given to `estimate_factors`.
         count: Number of examples seen.
-        example_shape: Shape of the first input example, without the batch dimension.
-        example_dtype: Its dtype, such as "float32".
+        example_shape: Shape of the first example's input, without the batch dimension; () if it is not one
+            tensor.
+        example_dtype: Its dtype, such as "float32"; "" if it is not one tensor.
         moments_count: Number of examples that `Factors.second_moments` saw; 0 before it has run.
         autocast: As given to `estimate_factors`, such as "bfloat16", or None.
         diagonal_count: As `moments_count`, of `Factors.diagonal`.
@@ -91,11 +94,12 @@ class Factors(Mapping[str, LayerFactors]):
         specs: Mapping[str, LayerSpec],
         skipped: Mapping[str, str],
         settings: FactorSettings,
+        example: Inputs | None = None,
         basis: Eigenbasis | None = None,
     ) -> None:
         self.layers, self.specs, self.skipped = dict(layers), dict(specs), dict(skipped)
         self.settings = settings
-        self._basis = basis
+        self._example, self._basis = example, basis
 
     def __getitem__(self, name: str) -> LayerFactors:
         return self.layers[name]
@@ -108,6 +112,18 @@ class Factors(Mapping[str, LayerFactors]):
 
     def __repr__(self) -> str:
         return f"Factors({len(self)} layers, {len(self.skipped)} skipped, {self.settings})"
+
+    @property
+    def example(self) -> Inputs | None:
+        """The inputs of the first example they have seen, every tensor ``(1, …)`` on the CPU.
+
+        Whole numbers, such as token ids, are as they were, floating-point ones 0. None where the factors come
+        from a file that could not hold it.
+        """
+        if self._example is None and self.settings.example_dtype:
+            dtype = getattr(torch, self.settings.example_dtype.removeprefix("torch."))
+            return torch.zeros(1, *self.settings.example_shape, dtype=dtype, device="cpu")
+        return self._example
 
     def eigenbasis(self, *, corrected: bool = False) -> Eigenbasis:
         """The eigenvalues and eigenvectors of all factors, computed at the first call and kept.
@@ -138,6 +154,7 @@ class Factors(Mapping[str, LayerFactors]):
         *,
         max_examples: int | None = None,
         offload: bool = False,
+        adapter: Adapter | None = None,
         progress: bool = True,
     ) -> dict[str, Tensor]:
         """Measures the Fisher's diagonal in the eigenbasis, for EKFAC, in a second pass over a loader.
@@ -158,6 +175,7 @@ class Factors(Mapping[str, LayerFactors]):
             loader: The same data, or other data: ``(input, target)``, or inputs alone.
             max_examples: Stop after exactly that many, within a batch if need be.
             offload: Keep sums and eigenvectors in the CPU's memory, as in `estimate_factors`.
+            adapter: As `estimate_factors` takes it.
             progress: Show a progress bar.
 
         Returns:
@@ -178,6 +196,7 @@ class Factors(Mapping[str, LayerFactors]):
             model,
             loader,
             self._fisher("second_moments"),
+            adapter=adapter,
             max_examples=max_examples,
             description="EKFAC second moments",
             progress=progress,
@@ -190,6 +209,7 @@ class Factors(Mapping[str, LayerFactors]):
         *,
         max_examples: int | None = None,
         offload: bool = False,
+        adapter: Adapter | None = None,
         progress: bool = True,
     ) -> dict[str, Tensor]:
         """Measures the Fisher's diagonal in the weights' own coordinates, in a second pass over a loader.
@@ -206,6 +226,7 @@ class Factors(Mapping[str, LayerFactors]):
             loader: The same data, or other data: ``(input, target)``, or inputs alone.
             max_examples: Stop after exactly that many, within a batch if need be.
             offload: Keep sums in the CPU's memory, as in `estimate_factors`.
+            adapter: As `estimate_factors` takes it.
             progress: Show a progress bar.
 
         Returns:
@@ -220,6 +241,7 @@ class Factors(Mapping[str, LayerFactors]):
             model,
             loader,
             self._fisher("diagonal"),
+            adapter=adapter,
             max_examples=max_examples,
             description="Fisher diagonal",
             progress=progress,
@@ -232,6 +254,7 @@ class Factors(Mapping[str, LayerFactors]):
         *,
         max_examples: int | None = None,
         offload: bool = False,
+        adapter: Adapter | None = None,
         progress: bool = True,
     ) -> dict[str, Tensor]:
         """Measures the gradient of the mean loss at the given labels, in a second pass over a loader.
@@ -247,6 +270,7 @@ class Factors(Mapping[str, LayerFactors]):
             loader: The same data, or other data: ``(input, target)``.
             max_examples: Stop after exactly that many, within a batch if need be.
             offload: Keep sums in the CPU's memory, as in `estimate_factors`.
+            adapter: As `estimate_factors` takes it.
             progress: Show a progress bar.
 
         Returns:
@@ -261,6 +285,7 @@ class Factors(Mapping[str, LayerFactors]):
             model,
             loader,
             Fisher(self.settings.loss, "empirical", caller="gradients"),
+            adapter=adapter,
             max_examples=max_examples,
             description="Gradients",
             progress=progress,
@@ -294,7 +319,7 @@ class Factors(Mapping[str, LayerFactors]):
         """Writes one safetensors file, atomically.
 
         With second moments it holds the eigenbasis too: where eigenvalues are equal, another machine might
-        find another basis, and S is true in one alone.
+        find another basis, and S is true in one alone. Of the data it holds `example`.
         """
         tensors = {
             f"{name}.{field}": getattr(layer, field)
@@ -306,8 +331,11 @@ class Factors(Mapping[str, LayerFactors]):
                 for side, eigen in (("A", layer.A), ("G", layer.G)):
                     tensors[f"{name}.{side}.values"] = eigen.values
                     tensors[f"{name}.{side}.vectors"] = eigen.vectors
+        example, example_tensors = to_file(self._example)
+        tensors |= example_tensors
         manifest = {
             "settings": asdict(self.settings),
+            "example": example,
             "layers": [asdict(self.specs[name]) for name in self],
             "skipped": self.skipped,
         }
@@ -338,6 +366,7 @@ class Factors(Mapping[str, LayerFactors]):
                 for name in specs
             }
             basis = _basis(specs, tensors) if settings.moments_count else None
+            example = manifest.get("example") and from_file(manifest["example"], tensors)
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ArtifactError(
                 f"load: {str(path)!r} must describe all its factors, got an incomplete manifest ({error!r}); "
@@ -349,12 +378,12 @@ class Factors(Mapping[str, LayerFactors]):
             for field, shape in _shapes(spec, settings).items()
         }
         for key, tensor in tensors.items():
-            if shapes.get(key) != tuple(tensor.shape):
+            if shapes.get(key) != tuple(tensor.shape) and not key.startswith(PREFIX):
                 raise ArtifactError(
                     f"load: {str(path)!r} must hold the factors that it describes, got {key!r} of shape "
                     f"{tuple(tensor.shape)} for {shapes.get(key, 'nothing')}; save it again"
                 )
-        return cls(layers, specs, skipped, settings, basis)
+        return cls(layers, specs, skipped, settings, example, basis)
 
 
 def _check_numbers(settings: FactorSettings, specs: Mapping[str, LayerSpec]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from eigendamage_ext._adapter import Adapter, check_adapter
 from eigendamage_ext.curvature.batches import Batch
 from eigendamage_ext.curvature.checks import check_integer
 from eigendamage_ext.curvature.collector import Collector
@@ -87,6 +88,7 @@ def second_pass(
     fisher: Fisher,
     collector: Callable[[Mapping[str, nn.Module]], WeightGradients],
     *,
+    adapter: Adapter | None,
     max_examples: int | None,
     description: str,
     progress: bool,
@@ -99,6 +101,7 @@ def second_pass(
         specs: The layers of the factors, by name.
         fisher: Which vectors are sent back.
         collector: Makes the collector, of the layers by name.
+        adapter: How to read batches and outputs that are not of the usual kinds; see `Adapter`.
         max_examples: Stop after exactly that many.
         description: What a progress bar says.
         progress: Show one.
@@ -112,6 +115,7 @@ def second_pass(
     caller = fisher.caller
     if max_examples is not None:
         max_examples = check_integer(caller, "max_examples", max_examples, least=1)
+    adapter = check_adapter(caller, adapter)
     check_model(model, caller=caller)
     layers = {
         name: check_layer(model, spec, caller=caller, origin="the factors") for name, spec in specs.items()
@@ -119,7 +123,13 @@ def second_pass(
     with preserved(model):
         watching = collector(layers)
         seen = watching.run(
-            model, loader, fisher, max_examples=max_examples, description=description, progress=progress
+            model,
+            loader,
+            fisher,
+            adapter=adapter,
+            max_examples=max_examples,
+            description=description,
+            progress=progress,
         )
         means = watching.means(seen.count)
     if watching.dropped:

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from eigendamage_ext._adapter import Inputs, call, map_tensors, take
 from eigendamage_ext.curvature.state import device_of, preserved
 from eigendamage_ext.pruning.surgery import Cut, slice_channels
 
@@ -24,11 +26,11 @@ class Trial:
 
     Attributes:
         model: The copy; its parameters require grad.
-        inputs: Two examples ``(2, …)``; random where they are floating point.
+        inputs: Two examples, every tensor ``(2, …)``; random where they are floating point.
     """
 
     @torch.inference_mode(False)
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example: Inputs) -> None:
         device = device_of(model)
         if device.type == "mps":  # has no float64
             device = torch.device("cpu")
@@ -37,10 +39,15 @@ class Trial:
             module._backward_hooks.clear()
             module._backward_pre_hooks.clear()
         generator = torch.Generator("cpu").manual_seed(0)
-        self.inputs = example.detach()[:1].to(device).repeat(2, *(1,) * (example.dim() - 1))
-        if self.inputs.is_floating_point():
-            noise = torch.randn(self.inputs.shape, generator=generator, dtype=torch.float64, device="cpu")
-            self.inputs = noise.to(device)
+
+        def twice(tensor: Tensor) -> Tensor:
+            two = tensor.detach().to(device)
+            two = two.repeat(2, *(1,) * (two.dim() - 1)) if two.dim() else two
+            if not two.is_floating_point():
+                return two
+            return torch.randn(two.shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
+
+        self.inputs: Inputs = map_tensors(twice, take(example, 1))
         _randomise(self.model, generator)
         self._dense: list[Tensor] = []
 
@@ -67,7 +74,7 @@ class Trial:
         """All tensors the copy returns; randomness in its forward is the same every time."""
         torch.manual_seed(0)
         with torch.no_grad():
-            return list(tensors_in(self.model(self.inputs)))
+            return list(tensors_in(call(self.model, self.inputs)))
 
     def fault(self, cuts: Mapping[str, Cut]) -> str | None:
         """How the copy with these channels cut differs from the copy with zeros where they are consumed.
@@ -125,11 +132,13 @@ class Trial:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries, in order."""
+    """The tensors in nested tuples, lists, dictionaries and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         yield from tensors_in(list(value.values()))
+    elif is_dataclass(value):
+        yield from tensors_in([getattr(value, field.name) for field in fields(value)])
     elif isinstance(value, list | tuple):
         for part in value:
             yield from tensors_in(part)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from eigendamage_ext._adapter import Inputs, call
 from eigendamage_ext.pruning.channel_check import Trial, first_line, tensors_in
 
 # Operations of autograd, without "Backward" and a number, through which a channel may pass: one number at a
@@ -57,8 +58,8 @@ class ChannelGraph:
             for module in self._names
         ]
 
-        def forward(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-            outputs = [tensor for tensor in tensors_in(model(inputs)) if tensor.grad_fn is not None]
+        def forward(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+            outputs = [tensor for tensor in tensors_in(call(model, inputs)) if tensor.grad_fn is not None]
             self._ends = {tensor.grad_fn for tensor in outputs}
             return outputs
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from eigendamage_ext._adapter import Inputs, as_inputs
 from eigendamage_ext.curvature.kinds import kind_of
 from eigendamage_ext.curvature.layers import is_factored, select
 from eigendamage_ext.curvature.state import check_model
@@ -102,26 +103,31 @@ def cuts(removed: Iterable[tuple[ChannelGroup, Tensor]]) -> dict[str, Cut]:
     }
 
 
-def channel_groups(model: nn.Module, example: Tensor) -> Coupling:
+def channel_groups(model: nn.Module, example: Inputs) -> Coupling:
     """Finds which filters of a model can be cut, and what goes with each.
 
     Args:
         model: The model; it is not changed.
-        example: An input it takes, ``(N, …)``; only its shape is read where it is floating point.
+        example: A tensor, a tuple of arguments or a mapping that it takes, tensors ``(N, …)``; of those in
+            floating point only the shape is read.
 
     Returns:
         The groups, each checked on a copy in float64, and why the filters of every other layer stay.
 
     Raises:
         ImportError: torch_pruning is not installed.
-        TypeError: The example is no tensor.
+        TypeError: The example holds no tensor.
         ValueError: The copy does not run on two examples like this one.
     """
-    if not isinstance(example, Tensor):
-        raise TypeError(f"channel_groups: example must be a tensor, got {type(example).__name__}")
+    inputs = as_inputs(example)
+    if inputs is None:
+        raise TypeError(
+            f"channel_groups: example must be a tensor, a tuple or a mapping of tensors, got "
+            f"{type(example).__name__}; pass what the model is called with"
+        )
     check_model(model, caller="channel_groups")
     obstacles = _obstacles(model)
-    trial = Trial(model, example)
+    trial = Trial(model, inputs)
     groups: list[ChannelGroup] = []
     done: dict[str, set[int]] = defaultdict(set)  # filters that are in a group
     named: set[str] = set()

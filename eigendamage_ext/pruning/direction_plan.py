@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from eigendamage_ext._adapter import Inputs
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import LayerSpec, layer_at
 from eigendamage_ext.pruning.allocation import Side, Target, Term, allowed, allowed_ranks, solve
@@ -189,7 +190,7 @@ class DirectionPlan(Plan[LayerPlan]):
         settings: Mapping[str, Any],
         skipped: Mapping[str, str],
         original: Measurement,
-        example: Tensor,
+        example: Inputs,
     ) -> None:
         super().__init__(rows, settings=settings, skipped=skipped, original=original, example=example)
         self._candidates = dict(candidates)
@@ -309,7 +310,7 @@ def plan_directions(
     kept: Mapping[str, str],
     skipped: Mapping[str, str],
     original: Measurement,
-    example: Tensor,
+    example: Inputs,
     settings: Mapping[str, Any],
 ) -> DirectionPlan:
     """Scores every layer's directions and meets the target.
@@ -322,7 +323,7 @@ def plan_directions(
         kept: Why a layer stays as it is, by name.
         skipped: Why a layer is not in the plan.
         original: The model, measured on `example`.
-        example: An input ``(1, ...)``.
+        example: Inputs of one example.
         settings: As the plan has them; "scores", "allocation", "max_ratio" and "round_to" are read.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from eigendamage_ext._adapter import Inputs
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import LayerSpec
 from eigendamage_ext.pruning.allocation import Side, Target, Term, UnreachableError, allowed_ranks, solve
@@ -93,7 +94,7 @@ class FilterPlan(Plan[FilterRow]):
         settings: Mapping[str, Any],
         skipped: Mapping[str, str],
         original: Measurement,
-        example: Tensor,
+        example: Inputs,
     ) -> None:
         self._method, self._options = method, options
         self._groups, self._sites = list(groups), dict(sites)
@@ -224,7 +225,7 @@ def plan_filters(
     skipped: Mapping[str, str],
     coupling: Coupling,
     original: Measurement,
-    example: Tensor,
+    example: Inputs,
     settings: Mapping[str, Any],
 ) -> FilterPlan:
     """Scores every group of coupled filters and meets the target.
@@ -240,7 +241,7 @@ def plan_filters(
         skipped: Why a layer is not in the plan.
         coupling: Which filters go together.
         original: The model, measured on `example`.
-        example: An input ``(1, ...)``.
+        example: Inputs of one example.
         settings: As the plan has them; "max_ratio" and "round_to" are read.
 
     Raises:

@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eigendamage_ext._adapter import Adapter, qualified_name
 from eigendamage_ext._files import read_tensors, write_tensors
 from eigendamage_ext._progress import track
 from eigendamage_ext._random import seeded
@@ -25,6 +26,7 @@ from eigendamage_ext.pruning.settings import Settings
 from eigendamage_ext.pruning.structure import factored_layers, restored
 
 FORMAT = "eigendamage-pruning"
+PATTERNS = {"ignored_layers", "layers"}  # arguments whose parts have no order
 FIXED = ("model", "loader", "target", "factors", "inplace")  # arguments of `prune` that are not passed on
 
 SCHEDULES: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
@@ -131,7 +133,7 @@ class Pruner:
                 f"Pruner: arguments must be some of {', '.join(known)}, got "
                 f"{', '.join(unknown)}; leave it out"
             )
-        for name in {"ignored_layers", "layers"} & arguments.keys():
+        for name in PATTERNS & arguments.keys():
             if arguments[name] is not None:
                 arguments[name] = as_patterns(arguments[name])
         self._arguments = known | arguments
@@ -242,7 +244,7 @@ class Pruner:
         """What must be the same for the result to be; how it is shown and where sums are kept need not."""
         target = {self._goal.measure: self._goal.value}
         return {"target": target, "steps": self.steps, "schedule": self.schedule} | {
-            name: _plain(value)
+            name: sorted(_plain(value)) if name in PATTERNS and value else _plain(value)
             for name, value in self._arguments.items()
             if name not in ("progress", "offload")
         }
@@ -337,8 +339,12 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Tensor):
         return _digest(value)
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, Adapter):
+        return _plain(asdict(value))
+    if callable(value):
+        return qualified_name(value)
     if isinstance(value, torch.dtype):
         return str(value)
-    return sorted(map(_plain, value)) if isinstance(value, tuple) else str(value)  # patterns have no order
+    return [_plain(part) for part in value] if isinstance(value, tuple | list) else str(value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eigendamage_ext._adapter import Adapter, Inputs, call, logits_of, move
 from eigendamage_ext.curvature.kinds import kind_of
 from eigendamage_ext.curvature.layers import LayerSpec, named_layers
 from eigendamage_ext.curvature.state import device_of, preserved
@@ -26,7 +27,7 @@ class Measurement:
             is one, by its own name: calls and positions are those of its core, the output is its own.
         positions: Pixels (of a Linear: rows) at the input and at the output of each, all its calls together.
         dtype: That of the first floating-point parameter; None without one.
-        head: The one whose output is the model's output; where there is none, the one that ran last.
+        head: The one whose output is the logits; where there is none, the one that ran last.
     """
 
     params: int
@@ -37,12 +38,14 @@ class Measurement:
     head: str | None
 
 
-def measure(model: nn.Module, example: Tensor) -> Measurement:
+def measure(model: nn.Module, example: Inputs, adapter: Adapter | None = None) -> Measurement:
     """Runs the model once, in eval mode without gradients; flags, hooks and random state stay as they were.
 
     Args:
         model: Any model that takes `example` alone.
-        example: An input ``(1, ...)``; it moves to the model's device.
+        example: A tensor, a tuple of arguments or a mapping, tensors ``(1, ...)``; they move to the model's
+            device.
+        adapter: Finds the logits where they are in an unusual place.
     """
     calls: Counter[str] = Counter()
     positions: Counter[tuple[str, str]] = Counter()
@@ -69,14 +72,14 @@ def measure(model: nn.Module, example: Tensor) -> Measurement:
         stack.enter_context(preserved(model))
         stack.enter_context(torch.no_grad())
         counter = stack.enter_context(FlopCounterMode(display=False))
-        result = model(example.to(device_of(model)))
+        result = call(model, move(example, device_of(model)))
     return Measurement(
         params=sum(p.numel() for p in model.parameters()),
         flops=counter.get_total_flops(),
         calls=dict(calls),
         positions={name: (positions[name, "input"], positions[name, "output"]) for name in calls},
         dtype=dtype_of(model),
-        head=_head(outputs, result),
+        head=_head(outputs, result, adapter or Adapter()),
     )
 
 
@@ -85,10 +88,14 @@ def dtype_of(model: nn.Module) -> torch.dtype | None:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
-def _head(outputs: dict[str, Tensor], result: Any) -> str | None:
-    """The layer that made the result, by the memory they share; `outputs` is in the order of the calls."""
+def _head(outputs: dict[str, Tensor], result: Any, adapter: Adapter) -> str | None:
+    """The layer that made the logits, by the memory they share; `outputs` is in the order of the calls."""
     names = list(outputs)
-    if isinstance(result, Tensor):
-        memory = result.untyped_storage().data_ptr()
-        names = [name for name in names if outputs[name].untyped_storage().data_ptr() == memory] or names
+    try:
+        memory = logits_of(result, adapter, caller="measure").untyped_storage().data_ptr()
+    except TypeError:
+        if adapter.logits:
+            raise
+        memory = None  # a model without logits has its cost too
+    names = [name for name in names if outputs[name].untyped_storage().data_ptr() == memory] or names
     return names[-1] if names else None

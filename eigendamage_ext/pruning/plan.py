@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
+from eigendamage_ext._adapter import Inputs, map_tensors
 from eigendamage_ext._files import weights_digest
 from eigendamage_ext.curvature.layers import LayerSpec, check_layer
 from eigendamage_ext.curvature.state import check_model
@@ -74,7 +75,7 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
         settings: Mapping[str, Any],
         skipped: Mapping[str, str],
         original: Measurement,
-        example: Tensor,
+        example: Inputs,
     ) -> None:
         self._rows = dict(rows)
         self._example, self._dtype = example, original.dtype
@@ -93,8 +94,8 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
         return len(self._rows)
 
     @property
-    def example(self) -> Tensor:
-        """The input ``(1, ...)`` whose FLOPs count."""
+    def example(self) -> Inputs:
+        """The inputs whose FLOPs count: a tensor, a tuple or a mapping, tensors ``(1, ...)``."""
         return self._example
 
     @property
@@ -163,8 +164,8 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
         for row in self.values():
             check_layer(model, row.spec, caller="apply", origin="the plan")
         example, dtype = self._example, dtype_of(model)
-        if dtype != self._dtype and example.is_floating_point():
-            example = example.to(dtype)
+        if dtype != self._dtype:
+            example = map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, example)
         before, parent = measure(model, example), weights_digest(model.state_dict())
         rebuilt = self._rebuild(model, inplace)
         after = measure(rebuilt, example)

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from eigendamage_ext._adapter import Adapter, Inputs, as_inputs, check_adapter, count, map_tensors, take
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import (
     LayerSpec,
@@ -43,7 +43,8 @@ def plan(
     damping: float = 0.01,
     seed: int = 0,
     reference_compat: bool = False,
-    example_inputs: Tensor | None = None,
+    example_inputs: Any = None,
+    adapter: Adapter | None = None,
 ) -> Plan[Any]:
     """Decides what every layer keeps so that the model costs what is asked for. Nothing is changed.
 
@@ -89,8 +90,9 @@ def plan(
         seed: Of "random", and of one start of the decompositions of "eigendamage-depthwise".
         reference_compat: Scores as the authors' implementation has them where it differs from the paper: for
             comparison only.
-        example_inputs: An input ``(n, ...)`` of the model; the FLOPs of its first example count. None: zeros
-            in the shape of the examples the factors have seen.
+        example_inputs: Inputs of the model, a tensor, a tuple of arguments or a mapping, tensors
+            ``(n, ...)``; the FLOPs of their first example count. None: `Factors.example`.
+        adapter: Finds the logits, and so the head, where a model has them in an unusual place; see `Adapter`.
 
     Returns:
         A `DirectionPlan` or a `FilterPlan`.
@@ -104,6 +106,7 @@ def plan(
     settings = Settings(
         target, method, scores, allocation, max_ratio, round_to, prune_head, damping, seed, reference_compat
     )
+    adapter = check_adapter("plan", adapter)
     check_model(model, caller="plan")
     _check_factors(factors, settings)
     example = _example(factors, example_inputs)
@@ -112,7 +115,7 @@ def plan(
             check_layer(model, spec, caller="plan", origin="the factors")
     ignored_layers = check_ignored(model, ignored_layers)
     return (_directions if settings.cuts_directions else _filters)(
-        model, factors, settings, ignored_layers, example
+        model, factors, settings, ignored_layers, example, measure(model, example, adapter)
     )
 
 
@@ -125,14 +128,18 @@ def check_ignored(model: nn.Module, patterns: Patterns) -> tuple[Pattern, ...]:
 
 
 def _directions(
-    model: nn.Module, factors: Factors | None, settings: Settings, ignored: Patterns, example: Tensor
+    model: nn.Module,
+    factors: Factors | None,
+    settings: Settings,
+    ignored: Patterns,
+    example: Inputs,
+    original: Measurement,
 ) -> Plan[Any]:
     assert factors is not None
     layers = {
         name: check_layer(model, spec, caller="plan", origin="the factors")
         for name, spec in factors.specs.items()
     }
-    original = measure(model, example)
     skipped = factors.skipped | _uncalled(factors.specs, original)
     kept = read_layers(model, [name for name in layers if name not in skipped], example)
     if original.head and not settings.prune_head:
@@ -155,11 +162,15 @@ def _directions(
 
 
 def _filters(
-    model: nn.Module, factors: Factors | None, settings: Settings, ignored: Patterns, example: Tensor
+    model: nn.Module,
+    factors: Factors | None,
+    settings: Settings,
+    ignored: Patterns,
+    example: Inputs,
+    original: Measurement,
 ) -> Plan[Any]:
     layers, skipped = select(model)
     specs = {name: LayerSpec.of(name, layer) for name, layer in layers.items()}
-    original = measure(model, example)
     skipped |= _uncalled(specs, original)
     specs = {name: spec for name, spec in specs.items() if name not in skipped}
     needed = settings.cutter.needs
@@ -230,18 +241,25 @@ def _check_factors(factors: Factors | None, settings: Settings) -> None:
         )
 
 
-def _example(factors: Factors | None, given: Tensor | None) -> Tensor:
-    """One example ``(1, ...)``."""
+def _example(factors: Factors | None, given: Any) -> Inputs:
+    """One example, every tensor ``(1, ...)``."""
     if given is None:
-        if factors is None:
+        if factors is None or factors.example is None:
+            where = "are given" if factors is None else "hold one"
             raise ValueError(
-                "plan: example_inputs must be an input of the model where no factors are given, got None; "
+                f"plan: example_inputs must be an input of the model where no factors {where}, got None; "
                 "pass a batch"
             )
-        shape, dtype = factors.settings.example_shape, factors.settings.example_dtype
-        return torch.zeros(1, *shape, dtype=getattr(torch, dtype.removeprefix("torch.")), device="cpu")
-    if not isinstance(given, Tensor):
-        raise TypeError(f"plan: example_inputs must be a tensor, got {type(given).__name__}")
-    if given.dim() == 0 or len(given) == 0:
-        raise ValueError(f"plan: example_inputs must hold an example, got the shape {tuple(given.shape)}")
-    return given[:1].detach()
+        return factors.example
+    inputs = as_inputs(given)
+    if inputs is None:
+        raise TypeError(
+            f"plan: example_inputs must be a tensor, a tuple or a mapping of tensors, got "
+            f"{type(given).__name__}; pass what the model is called with"
+        )
+    if not count(inputs, "plan: example_inputs must hold an example", "example_inputs"):
+        raise ValueError(
+            "plan: example_inputs must hold an example, got none; pass a batch that is not empty"
+        )
+    example: Inputs = map_tensors(Tensor.detach, take(inputs, 1))
+    return example

@@ -5,8 +5,9 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from eigendamage_ext._adapter import Adapter, Inputs, check_adapter
 from eigendamage_ext.curvature.batches import batches
 from eigendamage_ext.curvature.estimate import estimate_factors
 from eigendamage_ext.curvature.factors import Factors
@@ -36,7 +37,7 @@ def prune(
     prune_head: bool = False,
     damping: float = 0.01,
     reference_compat: bool = False,
-    example_inputs: Tensor | None = None,
+    example_inputs: Any = None,
     loss: str = "cross_entropy",
     fisher: str = "mc",
     samples: int = 1,
@@ -46,15 +47,16 @@ def prune(
     seed: int = 0,
     autocast: torch.dtype | None = None,
     offload: bool = False,
+    adapter: Adapter | None = None,
     progress: bool = True,
 ) -> PruneResult:
     """All that a method needs of the data, `plan` and `Plan.apply` in one call.
 
     Args:
         model: The trained model, left as it is unless `inplace`.
-        loader: Batches ``(input, target)``, or inputs alone where no label is needed. It is read twice for
-            "ekfac", "c-obd" and "taylor", and not at all if `factors` are given that have what is needed; of
-            a method that needs no factors, its first input is the example.
+        loader: Batches as `estimate_factors` takes them. It is read twice for "ekfac", "c-obd" and "taylor",
+            and not at all if `factors` are given that have what is needed; of a method that needs no factors,
+            its first input is the example.
         target: See `plan`.
         factors: Skips the estimation, and with it the arguments from `loss` on. They get what the method
             needs on top of them, if they lack it.
@@ -78,6 +80,7 @@ def prune(
         seed: See `estimate_factors` and `plan`.
         autocast: See `estimate_factors`.
         offload: See `estimate_factors`.
+        adapter: See `estimate_factors` and `plan`.
         progress: See `estimate_factors`.
 
     Raises:
@@ -87,6 +90,7 @@ def prune(
     settings = Settings(
         target, method, scores, allocation, max_ratio, round_to, prune_head, damping, seed, reference_compat
     )
+    check_adapter("prune", adapter)
     check_model(model, caller="prune")
     ignored_layers = check_ignored(model, ignored_layers)
     needs = settings.cutter.needs
@@ -117,6 +121,7 @@ def prune(
             seed=seed,
             autocast=autocast,
             offload=offload,
+            adapter=adapter,
             progress=progress,
         )
     if factors and extra and loader is not None and not getattr(factors.settings, f"{extra}_count"):
@@ -125,10 +130,12 @@ def prune(
             "diagonal": factors.diagonal,
             "gradient": factors.gradients,
         }
-        passes[extra](model, loader, max_examples=max_examples, offload=offload, progress=progress)
+        passes[extra](
+            model, loader, max_examples=max_examples, offload=offload, adapter=adapter, progress=progress
+        )
     if factors is None and example_inputs is None:
         assert loader is not None
-        example_inputs = _first_input(model, loader)
+        example_inputs = _first_input(model, loader, check_adapter("prune", adapter))
     made = plan(
         model,
         factors,
@@ -144,15 +151,17 @@ def prune(
         seed=seed,
         reference_compat=reference_compat,
         example_inputs=example_inputs,
+        adapter=adapter,
     )
     return made.apply(model, inplace=inplace)
 
 
-def _first_input(model: nn.Module, loader: Iterable[Any]) -> Tensor:
-    """The first example of a loader, ``(1, ...)``; the random state stays as it was."""
+def _first_input(model: nn.Module, loader: Iterable[Any], adapter: Adapter) -> Inputs:
+    """The inputs of a loader's first example; the random state stays as it was."""
     with preserved(model):
         stream = batches(
             loader,
+            adapter=adapter,
             device=device_of(model),
             max_examples=1,
             description="example",

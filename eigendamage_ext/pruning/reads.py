@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from eigendamage_ext._adapter import Inputs
 from eigendamage_ext.pruning.forms import GEOMETRY
 from eigendamage_ext.pruning.measure import measure
 
@@ -32,13 +33,13 @@ class _Watched(nn.Sequential):
             return getattr(self[0], name)
 
 
-def read_layers(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[str, str]:
+def read_layers(model: nn.Module, names: Iterable[str], example: Inputs) -> dict[str, str]:
     """Why some layers cannot be rebuilt: the model reads of them what a rebuilt layer does not tell.
 
     Args:
         model: The model; it is as before afterwards, whatever happens.
         names: Layers that it calls.
-        example: An input ``(1, ...)`` of the model.
+        example: Inputs of the model, tensors ``(1, ...)``.
     """
     with _watched(model, names) as layers:
         measure(model, example)
