@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import ops
+from ._adapter import Inputs, call, named_tensors
 from ._timing import in_turn
 
 
@@ -47,20 +48,21 @@ def name(device: str) -> str:
 
 
 def milliseconds(
-    networks: Sequence[nn.Module], batch: Tensor, repeats: int, *, autocast: torch.dtype | None = None
+    networks: Sequence[nn.Module], batch: Inputs, repeats: int, *, autocast: torch.dtype | None = None
 ) -> list[float]:
     """Median time of a forward pass per network; they take turns, so that a slow moment hits them all.
 
     Args:
         networks: In eval mode, on the device of the batch.
-        batch: Their input.
+        batch: Their inputs: a tensor, a tuple of arguments or a mapping.
         repeats: Passes of each, after one that warms up.
         autocast: Run them under `torch.autocast` with this dtype.
     """
-    half = torch.autocast(batch.device.type, autocast) if autocast else nullcontext()
+    device = next(named_tensors(batch))[1].device
+    half = torch.autocast(device.type, autocast) if autocast else nullcontext()
     with torch.inference_mode(), half:
         times = in_turn(
-            [partial(network, batch) for network in networks], repeats + 1, partial(wait, batch.device)
+            [partial(call, network, batch) for network in networks], repeats + 1, partial(wait, device)
         )
     return [1000 * median(record[1:]) for record in times]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import eigendamage_ext as ed
 from eigendamage_ext.pruning.measure import measure
+from eigendamage_ext.report.measure import Measured, timed
 
 VOCABULARY, CLASSES = 11, 4
 IDS = torch.randint(0, VOCABULARY, (6, 5), generator=torch.Generator().manual_seed(0))
@@ -299,3 +300,13 @@ def test_a_checkpoint_of_rounds_knows_its_adapter_by_name():
     assert settings(example_inputs=mapping()) == settings(example_inputs=mapping(input_ids=IDS.clone()))
     assert settings(example_inputs=(IDS, MASK)) != settings(example_inputs=(MASK, IDS))
     assert settings(ignored_layers=("a", "b")) == settings(ignored_layers=["b", "a"])
+
+
+def test_a_report_times_networks_on_mappings():
+    result = ed.prune(Texts(), [mapping(labels=LABELS)], target={"ratio": 0.4}, progress=False)
+    sizes = []
+    result.model.register_forward_hook(
+        lambda module, args, kwargs, output: sizes.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    _, after = timed(Texts(), [result], [3], 1, [Measured(), Measured()])
+    assert after.milliseconds[3] > 0 and all(torch.equal(ids, IDS[:1].expand(3, 5)) for ids in sizes)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from eigendamage_ext import training
+from eigendamage_ext._adapter import Inputs, map_tensors
 from eigendamage_ext._devices import milliseconds
 from eigendamage_ext._files import weights_digest
 from eigendamage_ext.curvature.state import device_of, preserved
+from eigendamage_ext.pruning.measure import dtype_of
 from eigendamage_ext.pruning.plan import PruneResult
 
 
@@ -105,11 +107,16 @@ def timed(
     return filled
 
 
-def _batch(example: Tensor, size: int, model: nn.Module) -> Tensor:
-    """Random inputs ``(size, …)`` like ``example (1, …)``; one of integers is repeated."""
-    shape = (size, *example.shape[1:])
-    if not example.is_floating_point():
-        return example.expand(shape).contiguous().to(device_of(model))
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), example.dtype)
+def _batch(example: Inputs, size: int, model: nn.Module) -> Inputs:
+    """Random inputs ``(size, …)`` like an example's ``(1, …)``; those of integers are repeated."""
     random = torch.Generator("cpu").manual_seed(0)
-    return torch.randn(shape, generator=random, device="cpu").to(device_of(model), dtype)
+
+    def many(tensor: Tensor) -> Tensor:
+        shape = (size, *tensor.shape[1:]) if tensor.dim() else ()
+        if not tensor.is_floating_point():
+            return tensor.expand(shape).contiguous().to(device_of(model))
+        dtype = dtype_of(model) or tensor.dtype
+        return torch.randn(shape, generator=random, device="cpu").to(device_of(model), dtype)
+
+    batch: Inputs = map_tensors(many, example)
+    return batch
