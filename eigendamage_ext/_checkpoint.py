@@ -1,6 +1,7 @@
 """Training that goes on where it stopped: a file written between epochs, and a time to stop there."""
 
 import os
+import reprlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ._files import ArtifactError, read_tensors, write_tensors
+from ._records import record
 
 FORMAT = "eigendamage-training"
 
@@ -58,6 +60,21 @@ class TrainingState:
                 tensors[f"momentum.{index}"] = buffer
         return tensors | {f"random.{i}": generator.get_state() for i, generator in enumerate(self.generators)}
 
+    def misfit(self, tensors: dict[str, Tensor]) -> str | None:
+        """Why tensors are not those of such a state; None if they are."""
+        momentum = {f"momentum.{index}": buffer for index, buffer in enumerate(self._parameters())}
+        ours = self.tensors() | momentum
+        for name in sorted(ours.keys() | tensors.keys()):
+            wanted, found = (_kind(some.get(name)) for some in (ours, tensors))
+            if wanted != found and not (name in momentum and name not in tensors):
+                return f"{found} in place of {wanted} as {name!r}"
+        for index, generator in enumerate(self.generators):
+            try:
+                torch.Generator(generator.device).set_state(tensors[f"random.{index}"])
+            except RuntimeError as error:
+                return str(error)
+        return None
+
     def restore(self, tensors: dict[str, Tensor], history: Sequence[Epoch]) -> None:
         """Puts back what another state like this held."""
         model = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
@@ -68,9 +85,7 @@ class TrainingState:
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         for index, generator in enumerate(self.generators):
             generator.set_state(tensors[f"random.{index}"])
-        self.history[:] = [
-            Epoch(epoch=e["epoch"], lr=e["lr"], loss=e["loss"], accuracy=e["accuracy"]) for e in history
-        ]
+        self.history[:] = history
 
 
 class Checkpoint:
@@ -97,30 +112,38 @@ class Checkpoint:
         """Makes the state what the file holds, if there is one; training then goes on to so many epochs.
 
         Raises:
-            ArtifactError: The file is damaged.
-            ValueError: It is of a training with other settings or another model.
+            ArtifactError: The file is damaged, or of another model; nothing has been changed then.
+            ValueError: It is of a training with other settings, likewise.
         """
         self._state, self._epochs = state, epochs
         self._began = self._written = time.monotonic()
         if not self.path.exists():
             return
         tensors, manifest = read_tensors(self.path, format=FORMAT)
-        settings, history = manifest.get("settings"), manifest.get("history")
-        if not isinstance(settings, dict) or not isinstance(history, list):
-            raise ArtifactError(f"load: {str(self.path)!r} must hold a training, got another file; remove it")
+        try:
+            settings, history = dict(manifest["settings"]), [record(Epoch, e) for e in manifest["history"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"load: {str(self.path)!r} must hold a training, got something else ({error}); remove it to "
+                "start anew"
+            ) from error
         for name, value in state.settings.items():
             if settings.get(name) != value:
                 raise ValueError(
                     f"train: checkpoint must be of a training with the same arguments, got {name} "
-                    f"{settings.get(name)} in place of {value}; remove {self.path} to start anew"
+                    f"{str(settings.get(name))[:60]} in place of {value}; remove {self.path} to start anew"
                 )
-        try:
-            state.restore(tensors, history)
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"train: checkpoint must be of the same model, got another in {self.path} ({error}); "
+        if [epoch["epoch"] for epoch in history] != list(range(1, min(len(history), epochs) + 1)):
+            raise ArtifactError(
+                f"load: {str(self.path)!r} must hold up to {epochs} epochs in their order, got "
+                f"{reprlib.repr(history)}; remove it to start anew"
+            )
+        if misfit := state.misfit(tensors):
+            raise ArtifactError(
+                f"train: checkpoint must be of the same model, got another in {self.path} ({misfit}); "
                 "remove it to start anew"
-            ) from error
+            )
+        state.restore(tensors, history)
 
     def after_epoch(self) -> None:
         """Writes the file if it is time to, and raises `OutOfTime` if there is none for another epoch."""
@@ -133,3 +156,7 @@ class Checkpoint:
         if over:
             raise OutOfTime(f"stopped in time; {self.path} holds the epochs that are done, {left} are left")
         self._began = now
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"

@@ -1,7 +1,6 @@
 """Hostile and damaged files: each a clear error, in little memory, and nothing of it is run."""
 
 import contextlib
-import copy
 import random
 import re
 import resource
@@ -9,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from mutations import damage, damaged_bytes
 from traceable_nets import traceable_net
 
 import eigendamage_ext as ed
@@ -241,48 +241,16 @@ def test_nothing_is_run_and_little_memory_taken_whatever_the_file_says(path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
-def places(node, found):
-    """Every list and object inside of a description, with the keys that hold something."""
-    items = list(
-        node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    )
-    found += [(node, key) for key, _ in items]
-    for _, value in items:
-        places(value, found)
-    return found
-
-
-VALUES = [None, True, -1, 0, 2, 10**12, 2**63, 1.5, "", "x", "same", "__class__", "a.b", [], {}, {"value": 0}]
-
-
 def test_a_thousand_damaged_files(path):
-    rng, content = random.Random(0), path.read_bytes()
-    for trial in range(500):
-        damaged = bytearray(content)
-        if trial % 2:
-            del damaged[rng.randrange(len(content)) :]
-        for _ in range(rng.choice((1, 1, 8))):
-            if damaged:
-                damaged[rng.randrange(len(damaged))] ^= rng.randrange(1, 256)
+    rng = random.Random(0)
+    for trial, damaged in enumerate(damaged_bytes(rng, path.read_bytes(), 500)):
         file = path.with_name(f"bytes {trial}")
         file.write_bytes(damaged)
         with pytest.raises(ArtifactError, match=r"^load: "):
             ed.load(file)
     loaded = 0
     for trial in range(500):
-
-        def damage(network, tensors):
-            for _ in range(rng.choice((1, 1, 3))):
-                node, key = rng.choice(places(network, []))
-                kind = rng.randrange(4)
-                if kind == 0:
-                    del node[key]
-                elif kind == 1 and isinstance(node, list):
-                    node.insert(key, copy.deepcopy(rng.choice(node)))
-                else:
-                    node[key] = copy.deepcopy(rng.choice([*VALUES, node[key], network]))
-
-        file = rewritten(path, damage, f"manifest {trial}")
+        file = rewritten(path, lambda network, tensors: damage(rng, network), f"manifest {trial}")
         with contextlib.suppress(ArtifactError):
             ed.load(file)
             loaded += 1

@@ -2,8 +2,9 @@
 
 from eigendamage_ext.curvature.eigenbasis import Eigen, Eigenbasis, LayerEigenbasis
 from eigendamage_ext.curvature.estimate import estimate_factors
-from eigendamage_ext.curvature.factors import Factors, FactorSettings, LayerFactors
+from eigendamage_ext.curvature.factors import Factors, LayerFactors
 from eigendamage_ext.curvature.layers import LayerSpec
+from eigendamage_ext.curvature.settings import FactorSettings
 
 __all__ = [
     "Eigen",

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from eigendamage_ext._adapter import Adapter, check_adapter
 from eigendamage_ext.curvature.checks import check_autocast, check_integer, check_word
 from eigendamage_ext.curvature.factor_sums import FactorSums
-from eigendamage_ext.curvature.factors import Factors, FactorSettings, LayerFactors
+from eigendamage_ext.curvature.factors import Factors, LayerFactors
 from eigendamage_ext.curvature.fisher import FISHERS, LOSSES, Fisher
 from eigendamage_ext.curvature.layers import LayerSpec, Patterns, select
 from eigendamage_ext.curvature.moments import KINDS, WEIGHT_SHARINGS
+from eigendamage_ext.curvature.settings import FactorSettings
 from eigendamage_ext.curvature.state import check_model, preserved
 
 

@@ -2,14 +2,23 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from eigendamage_ext._adapter import Inputs, map_tensors, take
+from eigendamage_ext._records import check_one_of, record
 
 PREFIX = "example:"  # of its tensors' names in a file; no other name has a colon before its last dot
+
+
+class _Stated(TypedDict):
+    """What a file says of an example besides its tensors."""
+
+    kind: str
+    keys: tuple[str, ...]
+    values: dict[str, Any]
 
 
 def blank(inputs: Inputs) -> Any:
@@ -37,21 +46,27 @@ def to_file(example: Inputs | None) -> tuple[dict[str, Any] | None, dict[str, Te
     return {"kind": type(example).__name__, "keys": list(parts), "values": values}, tensors
 
 
-def from_file(record: Any, tensors: Mapping[str, Tensor]) -> Inputs:
+def from_file(data: Any, tensors: Mapping[str, Tensor]) -> Inputs:
     """What `to_file` was given.
 
     Raises:
-        KeyError, TypeError, ValueError: It is not what `to_file` gives.
+        KeyError, ValueError: It is not what `to_file` gives.
     """
-    kind, keys, values = record["kind"], record["keys"], dict(record["values"])
-    parts = {str(key): values[key] if key in values else tensors[f"{PREFIX}{key}"] for key in keys}
-    if kind == "dict":
+    stated = record(_Stated, data)
+    check_one_of("kind", stated["kind"], ("dict", "tuple", "Tensor"))
+    keys, values = stated["keys"], stated["values"]
+    parts = {key: values[key] if key in values else tensors[f"{PREFIX}{key}"] for key in keys}
+    if not all(
+        _plain(part) or (isinstance(part, Tensor) and part.shape[:1] in ((), (1,))) for part in parts.values()
+    ):
+        raise ValueError("example must be of one example and of plain values")
+    if stated["kind"] == "dict":
         return parts
-    if kind == "tuple":
+    if stated["kind"] == "tuple":
         return tuple(parts.values())
     (tensor,) = parts.values()
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"example must be a tensor, got {tensor!r}")
+        raise ValueError(f"example must be a tensor, got {tensor!r}")
     return tensor
 
 

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from eigendamage_ext._adapter import Adapter, qualified_name
-from eigendamage_ext._files import read_tensors, write_tensors
+from eigendamage_ext._files import ArtifactError, read_tensors, write_tensors
 from eigendamage_ext._progress import track
 from eigendamage_ext._random import seeded
+from eigendamage_ext._records import check_sizes, record
 from eigendamage_ext.curvature.layers import as_patterns
 from eigendamage_ext.curvature.state import check_model, device_of
 from eigendamage_ext.pruning.allocation import Target, UnreachableError
@@ -34,6 +35,35 @@ SCHEDULES: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "linear": lambda kept, done: 1 - (1 - kept) * done,
     "cubic": lambda kept, done: 1 - (1 - kept) * (1 - (1 - done) ** 3),
 }
+
+
+class _Saved(TypedDict):
+    """What a file tells besides the tensors."""
+
+    settings: dict[str, Any]
+    weights: dict[str, str]
+    costs: dict[str, int]
+    history: tuple[dict[str, Any], ...]
+    layers: dict[str, Any]
+    training: tuple[str, ...]
+    frozen: tuple[str, ...]
+
+
+class _Costs(TypedDict):
+    """What the original costs."""
+
+    params: int
+    flops: int
+
+
+class _Round(TypedDict):
+    """One record of a history."""
+
+    round: int
+    target: dict[str, float]
+    params: int
+    flops: int
+    predicted_loss: float | None
 
 
 def share_kept(kept: Fraction, done: Fraction, schedule: str) -> Fraction:
@@ -210,7 +240,7 @@ class Pruner:
             "settings": self._settings(),
             "weights": self._weights,
             "costs": self._costs,
-            "history": [dict(record) for record in self.history],
+            "history": [dict(done) for done in self.history],
             "layers": factored_layers(self._model),
             "training": [name for name, training in modes.items() if training],
             "frozen": [name for name, flag in flags.items() if not flag],
@@ -218,27 +248,36 @@ class Pruner:
 
     def _load(self, state: Mapping[str, Any], origin: str) -> None:
         if missing := sorted({*self._record(), "model"} - state.keys()):
-            raise ValueError(f"Pruner: {origin} must be what state_dict gives, got none of {missing}")
+            raise ArtifactError(f"Pruner: {origin} must be what state_dict gives, got none of {missing}")
+        try:
+            saved = record(_Saved, {name: value for name, value in state.items() if name != "model"})
+            history = _checked_history(saved, self.steps)
+        except ValueError as error:
+            raise ArtifactError(
+                f"Pruner: {origin} must be what state_dict gives, got something else ({error}); start anew "
+                "without it"
+            ) from error
         for what, ours, theirs in (
-            ("settings", self._settings(), state["settings"]),
-            ("original model", self._weights, state["weights"]),
+            ("settings", self._settings(), saved["settings"]),
+            ("original model", self._weights, saved["weights"]),
         ):
             names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
             if names:
-                found = [f"{name} {theirs.get(name)} in place of {ours.get(name)}" for name in names[:3]]
+                found = [
+                    f"{name} {str(theirs.get(name))[:60]} in place of {ours.get(name)}" for name in names[:3]
+                ]
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 raise ValueError(
                     f"Pruner: {origin} must be of the same {what}, got {', '.join(found)}{more}; pass the "
                     "same, or start anew without it"
                 )
-        model = restored(self._original, state["layers"], state["model"])
+        model = restored(self._original, saved["layers"], state["model"])
         for name, module in model.named_modules():
-            module.training = name in state["training"]
+            module.training = name in saved["training"]
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in state["frozen"])
+            parameter.requires_grad_(name not in saved["frozen"])
         self._model, self._shapes, self._last = model, _shapes(model), None
-        self._costs = dict(state["costs"])
-        self.history = [dict(record) for record in state["history"]]
+        self._costs, self.history = dict(saved["costs"]), history
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same for the result to be; how it is shown and where sums are kept need not."""
@@ -271,7 +310,7 @@ class Pruner:
                 result = prune(self._model, self._loader, target=target, **self._arguments)
         except UnreachableError as error:
             raise UnreachableError(f"Pruner: round {index} of {self.steps}: {error}") from error
-        record = {
+        done = {
             "round": index,
             "target": {target.measure: target.value},
             "params": result.params_after,
@@ -280,7 +319,7 @@ class Pruner:
         }
         self._costs = self._costs or {"params": result.params_before, "flops": result.flops_before}
         self._model, self._shapes, self._last = result.model, _shapes(result.model), result
-        self.history.append(record)
+        self.history.append(done)
         return Step(index, result)
 
     def _target(self, index: int) -> Target:
@@ -309,6 +348,17 @@ class Pruner:
                     f"Pruner: target must need no more than max_ratio={limit} in any round, got {share} in "
                     f"round {index} of {self.steps}; take more steps, another schedule or raise max_ratio"
                 )
+
+
+def _checked_history(saved: _Saved, steps: int) -> list[dict[str, Any]]:
+    """The history of a file; a ValueError where it cannot be that of so many rounds."""
+    history: list[dict[str, Any]] = [{**record(_Round, each)} for each in saved["history"]]
+    if [each["round"] for each in history] != list(range(1, min(len(history), steps) + 1)):
+        raise ValueError(f"history must have up to {steps} rounds in their order")
+    costs = [record(_Costs, saved["costs"])] if saved["costs"] or history else []
+    for each in (*costs, *history):
+        check_sizes("params and flops", (each["params"], each["flops"]))
+    return history
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
