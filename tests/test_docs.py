@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import eigendamage_ext as ed
 from benchmarks import forms
-from eigendamage_ext import ops
+from eigendamage_ext import cli, ops
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 METHOD = "docs/method.md"
+MAKEFILE = (ROOT / "Makefile").read_text()
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILES = sorted(ROOT.glob("eigendamage_ext/**/[a-z]*.py"))
 MODULES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES}
@@ -108,6 +110,28 @@ def test_paths_and_commands_exist(page):
         assert (ROOT / path).exists(), path
     for module in re.findall(r"python -m ((?:eigendamage_ext|benchmarks)(?:\.\w+)*)", text):
         assert importlib.util.find_spec(module), module
+
+
+def command_lines(page: str) -> list[str]:
+    """What is typed into a shell: the lines of its blocks, behind a prompt or not, and code in prose."""
+    fences = FENCE.findall(PAGES[page].read_text())
+    blocks = "\n".join(code for language, code in fences if language in ("sh", "console"))
+    lines = [line.removeprefix("$ ") for line in blocks.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", prose(page))
+    return [line for line in lines if re.match(r"(python -m eigendamage_ext|eigendamage|make) [a-z]", line)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_command_lines_are_taken(page):
+    for line in command_lines(page):
+        ours = line.replace("python -m eigendamage_ext", "eigendamage")
+        program, *arguments = shlex.split(ours, comments=True)
+        if program == "make":
+            targets = {word for word in arguments if "=" not in word}
+            assert targets <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M)), line
+        elif "…" not in line:
+            _, unknown = cli._parser().parse_known_args(arguments)  # exits where it cannot
+            assert not unknown, line
 
 
 def test_names_of_the_method_are_linked_to_the_files_that_define_them():
