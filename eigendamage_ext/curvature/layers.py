@@ -290,7 +290,7 @@ def _shared(model: nn.Module) -> dict[str, str]:
         for key, parameter in module._parameters.items():
             for owner in owners[parameter] if parameter is not None else ():
                 if owner != first:
-                    reasons[first] = f"its {key} is shared with {owner!r}"
+                    reasons.setdefault(first, f"its {key} is shared with {owner!r}")
     return reasons
 
 
