@@ -241,9 +241,13 @@ def test_a_batch_that_is_not_finite_is_named_rather_than_what_comes_of_it(fisher
         (
             {"loss": "nll"},
             ValueError,
-            "loss must be one of 'cross_entropy', 'mse', 'bce_with_logits', got 'nll'",
+            "loss must be one of 'cross_entropy', 'mse', 'bce_with_logits' or a function of logits and",
         ),
-        ({"loss": nn.CrossEntropyLoss()}, ValueError, "'bce_with_logits', got CrossEntropyLoss(); choose"),
+        (
+            {"loss": nn.CrossEntropyLoss()},
+            ValueError,
+            "fisher must be 'empirical' for a loss of your own, got 'mc'",
+        ),
         ({"fisher": "type-2"}, ValueError, "fisher must be one of 'mc', 'exact', 'empirical', got 'type-2'"),
         ({"kind": "pixel"}, ValueError, "kind must be one of 'channel', 'patch', got 'pixel'"),
         ({"weight_sharing": None}, ValueError, "weight_sharing must be one of 'expand', 'reduce', got None"),
@@ -375,14 +379,14 @@ class Returns(nn.Module):
             "a row of logits for each of 4 examples, got (3, 4); put the batch first",
         ),
         (
-            lambda z: z[:, :, None],
+            lambda z: z[:, :, None, None],
             ValueError,
-            "logits for loss='cross_entropy' must have the shape (N, C), got (4, 3, 1)",
+            "logits for loss='cross_entropy' must have the shape (N, C) or (N, T, C), got (4, 3, 1, 1)",
         ),
         (
             lambda z: z[:, 0],
             ValueError,
-            "logits for loss='cross_entropy' must have the shape (N, C), got (4,)",
+            "logits for loss='cross_entropy' must have the shape (N, C) or (N, T, C), got (4,)",
         ),
         (lambda z: z / 0, ValueError, "model must give finite logits, got NaN or infinity in batch 0"),
         (lambda z: z.detach(), ValueError, "logits must depend on a covered layer, got none that does"),

@@ -146,7 +146,9 @@ class Collector(ABC):
             torch.autograd.grad(logits, self._leaves, vector, retain_graph=more, allow_unused=True)
 
         self.dropped |= self._row_check.strays(logits.detach(), send)
-        for index, vector in enumerate(fisher.vectors(logits, batch.targets, batch.first), start=1):
+        for index, vector in enumerate(
+            fisher.vectors(logits, batch.targets, batch.first, batch.inputs), start=1
+        ):
             self._last_vector = index == count
             send(vector, more=not self._last_vector)
         self._leaves = []

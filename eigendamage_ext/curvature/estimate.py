@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendamage_ext._adapter import Adapter, check_adapter
+from eigendamage_ext._adapter import Adapter, check_adapter, qualified_name
+from eigendamage_ext._objective import Loss, check_loss
 from eigendamage_ext.curvature.checks import check_autocast, check_integer, check_word
 from eigendamage_ext.curvature.factor_sums import FactorSums
 from eigendamage_ext.curvature.factors import Factors, LayerFactors
@@ -21,7 +22,7 @@ def estimate_factors(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    loss: str = "cross_entropy",
+    loss: str | Loss = "cross_entropy",
     fisher: str = "mc",
     samples: int = 1,
     kind: str = "channel",
@@ -47,12 +48,16 @@ def estimate_factors(
     hooks and the random state, whatever happens.
 
     Args:
-        model: Returns logits ``(N, C)``; "mse" and "bce_with_logits" allow ``(N,)``. They are its output, its
-            output's ``logits``, "logits" in a mapping or first in a tuple.
+        model: Returns logits ``(N, C)``; "cross_entropy" allows ``(N, T, C)``, "mse" and "bce_with_logits"
+            ``(N,)``. They are its output, its output's ``logits``, "logits" in a mapping or first in a tuple.
         loader: Yields ``(inputs, target)``, inputs alone, or a mapping, whose "labels" or "label" are the
             targets. Inputs are a tensor, a tuple for ``model(*inputs)`` or a mapping for ``model(**inputs)``;
             tensors start with N, and move to the model's device.
         loss: "cross_entropy", "mse" (Σ(z − y)², no ½) or "bce_with_logits", summed over an example's outputs.
+            The cross entropy of logits ``(N, T, C)`` is summed over the positions that count: those whose
+            target, where targets ``(N, T)`` are given, is not -100, and whose "attention_mask" ``(N, T)``,
+            where the inputs have one, is not 0. A counts all positions, as a layer does. Or a function of
+            your own for "empirical": ``loss(logits, targets)`` returns the examples' losses ``(N,)``.
         fisher: "mc", gradients at labels drawn from the model; "exact", the expectation over such labels, one
             backward pass for each output; or "empirical", gradients at the given labels.
         samples: Number of draws for "mc". A draw depends on the seed, the example's number and its own alone.
@@ -78,8 +83,13 @@ def estimate_factors(
         TypeError, ValueError: Naming the argument, layer or batch, and the remedy.
     """
     caller = "estimate_factors"
-    check_word(caller, "loss", loss, LOSSES)
+    check_loss(caller, loss, LOSSES)
     check_word(caller, "fisher", fisher, FISHERS)
+    if callable(loss) and fisher != "empirical":
+        raise ValueError(
+            f"{caller}: fisher must be 'empirical' for a loss of your own, got {fisher!r}; labels can be "
+            f"drawn for {', '.join(LOSSES)} alone"
+        )
     check_word(caller, "kind", kind, KINDS)
     check_word(caller, "weight_sharing", weight_sharing, WEIGHT_SHARINGS)
     samples = check_integer(caller, "samples", samples, least=1)
@@ -117,7 +127,7 @@ def estimate_factors(
         {name: LayerSpec.of(name, covered[name]) for name in sums},
         skipped,
         FactorSettings(
-            loss=loss,
+            loss=qualified_name(loss) if callable(loss) else loss,
             fisher=fisher,
             samples=samples,
             kind=kind,

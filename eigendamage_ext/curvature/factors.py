@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendamage_ext._adapter import Adapter, Inputs
+from eigendamage_ext._adapter import Adapter, Inputs, qualified_name
 from eigendamage_ext._files import ArtifactError, read_tensors, write_tensors
+from eigendamage_ext._objective import Loss
 from eigendamage_ext.curvature.diagonal import Diagonal
 from eigendamage_ext.curvature.eigenbasis import Eigen, Eigenbasis, LayerEigenbasis
 from eigendamage_ext.curvature.ekfac import SecondMoments, second_moment_shape
 from eigendamage_ext.curvature.example import PREFIX, from_file, to_file
-from eigendamage_ext.curvature.fisher import Fisher
+from eigendamage_ext.curvature.fisher import LOSSES, Fisher
 from eigendamage_ext.curvature.gradient import Gradients
 from eigendamage_ext.curvature.layers import LayerSpec
 from eigendamage_ext.curvature.moments import factor_shapes, weight_rows_shape
@@ -123,6 +124,7 @@ class Factors(Mapping[str, LayerFactors]):
         *,
         max_examples: int | None = None,
         offload: bool = False,
+        loss: Loss | None = None,
         adapter: Adapter | None = None,
         progress: bool = True,
     ) -> dict[str, Tensor]:
@@ -144,6 +146,7 @@ class Factors(Mapping[str, LayerFactors]):
             loader: The same data, or other data: ``(input, target)``, or inputs alone.
             max_examples: Stop after exactly that many, within a batch if need be.
             offload: Keep sums and eigenvectors in the CPU's memory, as in `estimate_factors`.
+            loss: The function that these factors were estimated with, if it was one of your own.
             adapter: As `estimate_factors` takes it.
             progress: Show a progress bar.
 
@@ -164,7 +167,7 @@ class Factors(Mapping[str, LayerFactors]):
             partial(collector, offload=offload),
             model,
             loader,
-            self._fisher("second_moments"),
+            self._fisher("second_moments", loss),
             adapter=adapter,
             max_examples=max_examples,
             description="EKFAC second moments",
@@ -178,6 +181,7 @@ class Factors(Mapping[str, LayerFactors]):
         *,
         max_examples: int | None = None,
         offload: bool = False,
+        loss: Loss | None = None,
         adapter: Adapter | None = None,
         progress: bool = True,
     ) -> dict[str, Tensor]:
@@ -195,6 +199,7 @@ class Factors(Mapping[str, LayerFactors]):
             loader: The same data, or other data: ``(input, target)``, or inputs alone.
             max_examples: Stop after exactly that many, within a batch if need be.
             offload: Keep sums in the CPU's memory, as in `estimate_factors`.
+            loss: The function that these factors were estimated with, if it was one of your own.
             adapter: As `estimate_factors` takes it.
             progress: Show a progress bar.
 
@@ -209,7 +214,7 @@ class Factors(Mapping[str, LayerFactors]):
             partial(Diagonal, offload=offload),
             model,
             loader,
-            self._fisher("diagonal"),
+            self._fisher("diagonal", loss),
             adapter=adapter,
             max_examples=max_examples,
             description="Fisher diagonal",
@@ -223,6 +228,7 @@ class Factors(Mapping[str, LayerFactors]):
         *,
         max_examples: int | None = None,
         offload: bool = False,
+        loss: Loss | None = None,
         adapter: Adapter | None = None,
         progress: bool = True,
     ) -> dict[str, Tensor]:
@@ -239,6 +245,7 @@ class Factors(Mapping[str, LayerFactors]):
             loader: The same data, or other data: ``(input, target)``.
             max_examples: Stop after exactly that many, within a batch if need be.
             offload: Keep sums in the CPU's memory, as in `estimate_factors`.
+            loss: The function that these factors were estimated with, if it was one of your own.
             adapter: As `estimate_factors` takes it.
             progress: Show a progress bar.
 
@@ -253,17 +260,23 @@ class Factors(Mapping[str, LayerFactors]):
             partial(Gradients, offload=offload),
             model,
             loader,
-            Fisher(self.settings.loss, "empirical", caller="gradients"),
+            replace(self._fisher("gradients", loss), kind="empirical"),
             adapter=adapter,
             max_examples=max_examples,
             description="Gradients",
             progress=progress,
         )
 
-    def _fisher(self, caller: str) -> Fisher:
-        """The Fisher of these factors."""
+    def _fisher(self, caller: str, loss: Loss | None) -> Fisher:
+        """The Fisher of these factors, with the function that their loss was."""
         settings = self.settings
-        return Fisher(settings.loss, settings.fisher, settings.samples, settings.seed, caller)
+        if (loss is None) != (settings.loss in LOSSES) or (loss and qualified_name(loss) != settings.loss):
+            raise ValueError(
+                f"{caller}: loss must be that of the factors, {settings.loss!r}, got "
+                f"{qualified_name(loss) if loss else None}; give a function of your own again, and None for "
+                f"{', '.join(LOSSES)}"
+            )
+        return Fisher(loss or settings.loss, settings.fisher, settings.samples, settings.seed, caller)
 
     def _measure(
         self,

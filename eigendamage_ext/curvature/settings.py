@@ -20,7 +20,8 @@ class FactorSettings:
     """How factors were estimated, and from what.
 
     Attributes:
-        loss, fisher, samples, kind, weight_sharing, seed: As given to `estimate_factors`.
+        loss: As given to `estimate_factors`; of a function its name, which nothing looks up.
+        fisher, samples, kind, weight_sharing, seed: As given to `estimate_factors`.
         count: Number of examples seen.
         example_shape: Shape of the first example's input, without the batch dimension; () if it is not one
             tensor.

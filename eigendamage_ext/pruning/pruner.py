@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from eigendamage_ext._adapter import Adapter, Inputs, check_adapter
+from eigendamage_ext._objective import Loss
 from eigendamage_ext.curvature.batches import batches
 from eigendamage_ext.curvature.estimate import estimate_factors
 from eigendamage_ext.curvature.factors import Factors
@@ -38,7 +39,7 @@ def prune(
     damping: float = 0.01,
     reference_compat: bool = False,
     example_inputs: Any = None,
-    loss: str = "cross_entropy",
+    loss: str | Loss = "cross_entropy",
     fisher: str = "mc",
     samples: int = 1,
     weight_sharing: str = "expand",
@@ -131,7 +132,13 @@ def prune(
             "gradient": factors.gradients,
         }
         passes[extra](
-            model, loader, max_examples=max_examples, offload=offload, adapter=adapter, progress=progress
+            model,
+            loader,
+            max_examples=max_examples,
+            offload=offload,
+            loss=loss if callable(loss) else None,
+            adapter=adapter,
+            progress=progress,
         )
     if factors is None and example_inputs is None:
         assert loader is not None
