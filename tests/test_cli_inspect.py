@@ -21,6 +21,8 @@ from eigendamage_ext.cli.inspect.contents import contents
 from eigendamage_ext.cli.inspect.page import page, printable
 from eigendamage_ext.cli.inspect.spectra import bars, summary
 
+F64 = torch.float64
+
 
 @pytest.fixture(autouse=True)
 def _no_waiting_for_disks(monkeypatch):
@@ -185,6 +187,13 @@ def test_spectra_at_the_edges():
         "condition": None,
         "decades": 0,
     }
+    resolved, rounded = (
+        summary(torch.diag(torch.tensor([1.0, 1e-9], dtype=d))) for d in (F64, torch.float32)
+    )
+    assert math.isclose(resolved["condition"], 1e9, rel_tol=1e-6) and rounded["condition"] is None
+    negative = summary(torch.diag(torch.tensor([1.0, -1e-3], dtype=F64)))
+    assert negative["condition"] is None and math.isclose(negative["trace"], 0.999)
+    assert negative["decades"] == [0, -8]
     assert summary(torch.tensor([[math.nan]]))["trace"] is None
     assert bars([0.0, -0.4, -0.6, -1.0, -6.6, -7.0, -300.0]) == "██▇▇▁▁▁"
 
@@ -217,13 +226,22 @@ def test_tensors_of_another_program(tmp_path):
         "norm.weight": torch.ones(4),
         "head.weight": torch.ones(2, 4),
     }
-    safetensors.torch.save_file(tensors | {"head.bias": torch.ones(2)}, tmp_path / "t", {"format": "pt"})
+    tensors |= {"head.bias": torch.ones(2), "places.weight": torch.zeros(2, 3, dtype=torch.int64)}
+    safetensors.torch.save_file(tensors, tmp_path / "t", {"format": "pt"})
     found = contents(tmp_path / "t", check=True)
     assert (found["kind"], found["metadata"], found["params"]) == ("tensors", {"format": "pt"}, 42)
     assert {name: layer["params"] for name, layer in found["layers"].items()} == {
         "embed": 28,
         "head": 10,
     }
+
+
+def test_a_length_that_looks_like_json_is_none(tmp_path):
+    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    header += b" " * (0x7B20 - len(header))  # the file begins with a space and a brace
+    content = len(header).to_bytes(8, "little") + header + bytes(20_000)
+    (tmp_path / "t").write_bytes(content[: 8 + len(header) + 1])
+    assert contents(tmp_path / "t")["kind"] == "tensors"
 
 
 def test_tensors_are_not_read_unless_asked_for(result, tmp_path):

@@ -9,7 +9,7 @@ from eigendamage_ext.curvature.layers import FACTORED_CHILDREN
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype as safetensors names it, and shape, by name
 
 FORMS = dict(zip(FACTORED_CHILDREN, ("input", "output", "both"), strict=True))
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+BUFFERS = ("running_mean", "running_var")
 
 
 def layers_in(shapes: Shapes) -> dict[str, dict[str, Any]]:
@@ -40,9 +40,11 @@ def layers_in(shapes: Shapes) -> dict[str, dict[str, Any]]:
 
 
 def parameters_in(shapes: Shapes) -> int:
-    """Numbers in all tensors that are no statistics of a norm."""
+    """Floating-point numbers in all tensors that are no statistics of a norm."""
     return sum(
-        math.prod(shape) for name, (_, shape) in shapes.items() if name.rpartition(".")[2] not in BUFFERS
+        math.prod(shape)
+        for name, (dtype, shape) in shapes.items()
+        if "F" in dtype and name.rpartition(".")[2] not in BUFFERS
     )
 
 

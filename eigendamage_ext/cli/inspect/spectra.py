@@ -26,7 +26,7 @@ def summary(factor: Tensor) -> dict[str, Any]:
     about: dict[str, Any] = {"size": factor.shape[-1] * groups, "groups": groups}
     if not factor.isfinite().all():
         return about | dict.fromkeys(("trace", "effective_rank", "condition", "decades"))
-    values = torch.linalg.eigvalsh(factor).double().reshape(-1).sort(descending=True).values.clamp(min=0)
+    values = torch.linalg.eigvalsh(factor).double().reshape(-1).sort(descending=True).values
     largest, smallest, total = float(values[0]), float(values[-1]), float(values.sum())
     shares = values[values > 0] / (total or 1.0)
     resolved = factor.shape[-1] * torch.finfo(factor.dtype).eps * largest
@@ -34,7 +34,7 @@ def summary(factor: Tensor) -> dict[str, Any]:
     relative = (values[places] / (largest or 1.0)).clamp(min=10.0 ** -len(BARS))
     return about | {
         "trace": total,
-        "effective_rank": math.exp(-float((shares * shares.log()).sum())) if total else 0.0,
+        "effective_rank": math.exp(-float((shares * shares.log()).sum())) if total > 0 else 0.0,
         "condition": largest / smallest if smallest > resolved else None,
         "decades": relative.log10().tolist(),
     }

@@ -1,6 +1,5 @@
 """Values out of JSON that nobody vouches for: of the kind that is expected, absent, or an error."""
 
-import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,7 @@ def text(data: Mapping[str, Any], key: str) -> str | None:
 def number(data: Mapping[str, Any], key: str) -> float | None:
     """A finite number."""
     value = data.get(key)
-    if value is None or (_is_number(value) and abs(value) < 2**63):  # which NaN is not
+    if value is None or (type(value) in (int, float) and abs(value) < 2**63):  # as NaN is not
         return value
     raise _refusal(key, "a finite number", value)
 
@@ -74,10 +73,6 @@ def rows(data: Mapping[str, Any], key: str, columns: tuple[str, ...]) -> list[di
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
         raise _refusal(key, "a list of objects", value)
     return [{column: number(row, column) for column in columns} for row in value]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _refusal(key: str, rule: str, got: Any) -> ArtifactError:
