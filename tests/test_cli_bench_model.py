@@ -13,7 +13,7 @@ from eigendamage_ext import _timing, cli
 from eigendamage_ext._files import read_tensors, write_tensors
 from eigendamage_ext.artifact import FORMAT, VERSION
 from eigendamage_ext.cli.latency import LEAST_ROUNDS, MOST_ROUNDS, latency
-from eigendamage_ext.cli.networks import example_input
+from eigendamage_ext.cli.networks import example_input, in_words
 from eigendamage_ext.cli.parsing import input_shape
 
 
@@ -141,7 +141,7 @@ def test_networks_that_cannot_be_compared(made, tmp_path, capsys):
     ed.save(nn.Sequential(nn.Conv2d(7, 4, 1)), tmp_path / "seven")
     message = refused([net, "--vs", tmp_path / "other"], capsys)
     assert "FILE must give outputs of the shapes of BASE, got [(1, 5)] in place of [(1, 256)]" in message
-    assert "BASE must take an input of shape (1, 3, 8, 8)" in refused(
+    assert "BASE must take 3×8×8 float32, got RuntimeError" in refused(
         [net, "--vs", tmp_path / "seven"], capsys
     )
     assert "--input must be given" in refused([dense, "--vs", dense], capsys)
@@ -160,21 +160,49 @@ def test_the_example_is_that_of_the_plan(made):
     assert example_input((4,), [net], Net(), caller="f").shape == (1, 4)
 
 
-@pytest.mark.parametrize("change", [{"example_shape": [10**6, 10**6]}, {"example_dtype": "object"}])
-def test_an_example_that_nothing_could_take_is_refused(change, made, tmp_path):
-    tensors, manifest = read_tensors(made[1], format=FORMAT, version=VERSION)
-    manifest["provenance"]["plan"]["settings"]["factors"] |= change
-    write_tensors(tmp_path / "net", tensors, manifest, format=FORMAT, version=VERSION)
+def with_example(path, example):
+    """The file beside, with another example in its plan."""
+    tensors, manifest = read_tensors(path, format=FORMAT, version=VERSION)
+    manifest["provenance"]["plan"]["example"] = example
+    write_tensors(path.with_name("other"), tensors, manifest, format=FORMAT, version=VERSION)
+    return path.with_name("other")
+
+
+@pytest.mark.parametrize(
+    "kind", [[[10**6, 10**6], "float32"], [[3], "object"], [[-1], "int64"], [["a"], "bool"], 7]
+)
+def test_an_example_that_nothing_could_take_is_refused(kind, made):
     with pytest.raises(ed.ArtifactError, match="must have at most 67,108,864 numbers of a known dtype"):
-        example_input(None, [tmp_path / "net"], Net(), caller="f")
+        example_input(None, [with_example(made[1], {"": kind})], Net(), caller="f")
 
 
-def test_whole_numbers_are_zeros(made, tmp_path):
-    tensors, manifest = read_tensors(made[1], format=FORMAT, version=VERSION)
-    manifest["provenance"]["plan"]["settings"]["factors"] |= {"example_shape": [7], "example_dtype": "int64"}
-    write_tensors(tmp_path / "net", tensors, manifest, format=FORMAT, version=VERSION)
-    x = example_input(None, [tmp_path / "net"], Net(), caller="f")
-    assert x.dtype == torch.int64 and torch.equal(x, torch.zeros(1, 7, dtype=torch.int64))
+def test_examples_of_several_tensors(made):
+    ids, half = [[7], "int64"], [[2, 3], "float16"]
+    found = example_input(None, [with_example(made[1], {"ids": ids, "x": half})], Net(), caller="f")
+    assert torch.equal(found["ids"], torch.ones(1, 7, dtype=torch.int64))
+    assert found["x"].shape == (1, 2, 3) and found["x"].dtype == torch.float32
+    assert in_words(found) == "ids 7 int64, x 2×3 float32"
+    found = example_input(None, [with_example(made[1], {"0": half, "1": ids})], Net(), caller="f")
+    assert [x.shape for x in found] == [(1, 2, 3), (1, 7)]
+
+
+def test_plans_tell_their_example(made, monkeypatch):
+    plan = made[2].plan
+    assert plan.record()["example"] == {"": [[*EXAMPLE], "float32"]}
+    several = {"ids": torch.ones(1, 7, dtype=torch.int64), "x": torch.zeros(1, 2, 3).half()}
+    monkeypatch.setattr(plan, "_example", several)
+    assert plan.record()["example"] == {"ids": [[7], "int64"], "x": [[2, 3], "float16"]}
+
+
+def test_networks_of_several_inputs(clock):
+    class Two(Slow):
+        def forward(self, x, *, mask):
+            assert mask.shape == (4, 2) and mask.dtype == torch.bool
+            return super().forward(x)
+
+    example = {"x": torch.zeros(1, 3), "mask": torch.ones(1, 2, dtype=torch.bool)}
+    found = latency((Two(clock, [2.0]), Two(clock, [1.0])), example, 4, "eager", seconds=0.0)
+    assert found.speedup == pytest.approx(2)
 
 
 @pytest.mark.parametrize(("text", "shape"), [("3x32x32", (3, 32, 32)), ("1×8×8", (1, 8, 8)), ("16", (16,))])

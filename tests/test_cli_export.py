@@ -21,7 +21,7 @@ def net(tmp_path):
 def test_torch_export(net, tmp_path, capsys):
     out = tmp_path / "net.pt2"
     assert cli.main(["export", str(net), str(out)]) == 0
-    assert capsys.readouterr().out == f"{out}: {out.stat().st_size:,} bytes, takes batches of 3×6×6\n"
+    assert capsys.readouterr().out == f"{out}: {out.stat().st_size:,} bytes, takes batches of 3×6×6 float32\n"
     x = torch.randn(5, 3, 6, 6)
     with torch.no_grad():
         assert torch.equal(torch.export.load(out).module()(x), ed.load(net).eval()(x))

@@ -51,12 +51,12 @@ def test_what_is_missing_is_told_with_the_way_to_get_it(capsys, monkeypatch):
     installed = importlib.metadata.version
 
     def version(name):
-        if name == "matplotlib":
+        if name == "pillow":
             raise importlib.metadata.PackageNotFoundError
-        return "1.2.3" if name in ("scikit-learn", "pillow") else installed(name)
+        return "1.2.3" if name == "scikit-learn" else installed(name)
 
     monkeypatch.setattr(info.importlib.metadata, "version", version)
-    assert page(capsys)["[demo]"] == "scikit-learn 1.2.3, pillow 1.2.3; missing: pip install 'matplotlib'"
+    assert page(capsys)["[demo]"] == "scikit-learn 1.2.3; missing: pip install 'pillow'"
 
 
 @pytest.mark.parametrize("capability", [(9, 0), (8, 6)])

@@ -52,9 +52,10 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from eigendamage_ext import _devices
+    from eigendamage_ext._adapter import move
     from eigendamage_ext._meter import Meter
     from eigendamage_ext.cli.latency import check_outputs, latency
-    from eigendamage_ext.cli.networks import example_input, load_network
+    from eigendamage_ext.cli.networks import example_input, in_words, load_network
     from eigendamage_ext.pruning.measure import measure
 
     caller = "bench-model"
@@ -64,7 +65,9 @@ def run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     files: tuple[Path, Path] = (options.vs, options.file)
     base, other = (load_network(f).to(options.device) for f in files)
-    example = example_input(options.input, reversed(files), other, caller=caller).to(options.device)
+    example = move(
+        example_input(options.input, reversed(files), other, caller=caller), torch.device(options.device)
+    )
     check_outputs((base, other), example, caller)
     costs = [measure(network, example) for network in (base, other)]
     modes = ("eager", "compiled") if options.compile else ("eager",)
@@ -76,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
             found.append(latency((base, other), example, size, mode, seconds=options.seconds))
             meter.advance(1)
     where = f"{_devices.name(options.device)}, {torch.get_num_threads()} threads"
-    what = f"{'×'.join(map(str, example.shape[1:]))} {str(example.dtype).removeprefix('torch.')}"
+    what = in_words(example)
     if options.json:
         print(json.dumps(_record(files, costs, found, what, where), indent=2, allow_nan=False))
     else:

@@ -26,11 +26,10 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes the file and says so."""
     from eigendamage_ext.artifact.export import export
-    from eigendamage_ext.cli.networks import example_input, load_network
+    from eigendamage_ext.cli.networks import example_input, in_words, load_network
 
     network = load_network(options.file)
     example = example_input(options.input, [options.file], network, caller="export")
     export(network, options.output, example_inputs=example)
-    shape = "×".join(map(str, example.shape[1:]))
-    print(f"{options.output}: {options.output.stat().st_size:,} bytes, takes batches of {shape}")
+    print(f"{options.output}: {options.output.stat().st_size:,} bytes, takes batches of {in_words(example)}")
     return 0

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from torch import nn
 
-from eigendamage_ext._adapter import Inputs, map_tensors
+from eigendamage_ext._adapter import Inputs, map_tensors, named_tensors
 from eigendamage_ext._files import weights_digest
 from eigendamage_ext.curvature.layers import LayerSpec, check_layer
 from eigendamage_ext.curvature.state import check_model
@@ -178,6 +178,10 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
             "params": [self.params_before, self.params_after],
             "flops": [self.flops_before, self.flops_after],
             "predicted_loss": self.predicted_loss,
+            "example": {
+                name: [list(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")]
+                for name, tensor in named_tensors(self._example)
+            },
             "skipped": self.skipped,
             "layers": {
                 name: {
