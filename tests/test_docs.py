@@ -80,7 +80,7 @@ def dotted(page: str) -> list[str]:
 def test_dotted_names_exist(page):
     for name in dotted(page):
         root, *rest = name.split(".")
-        suffix = rest[-1] in ("cpp", "cu", "h", "html", "json", "md", "py", "toml")
+        suffix = rest[-1] in ("cpp", "cu", "h", "html", "json", "jsonl", "md", "py", "safetensors", "toml")
         if not suffix and (found := owner(root)) is not None:
             assert missing(found, rest) is None, name
 

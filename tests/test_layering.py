@@ -20,12 +20,12 @@ ORDER = [
     ["artifact"],
     ["report"],
     ["_meter"],
-    ["demo", "bench"],
+    ["demo", "bench", "runs"],
     ["cli"],
     ["__main__"],
 ]
 APART = ["training", "data", "models"]  # import private modules alone
-TOP = ["_meter", "report", "demo", "cli", "__main__"]  # import those, and the public names of the package
+TOP = ["_meter", "report", "demo", "runs", "cli", "__main__"]  # import those, and the package itself
 LAZY = Path("pruning/plan.py")  # PruneResult's methods import what saves and reports it, when they are called
 
 

@@ -22,11 +22,11 @@ from torch import nn
 
 import eigendamage_ext as ed
 from benchmarks.accuracy import BN_IMAGES
-from benchmarks.stages import read_json, write_json
 from eigendamage_ext import _devices
 from eigendamage_ext.data import TensorLoader, crop_flip
 from eigendamage_ext.pruning.measure import measure
 from eigendamage_ext.pruning.methods import METHODS
+from eigendamage_ext.runs.stages import read_json, write_json
 from eigendamage_ext.training import Checkpoint
 
 from .asked import DENSE, Asked

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.stages import Stage
+from eigendamage_ext.runs.stages import Stage
 
 from .asked import Asked
 from .cell import NOTHING, Cell, need_of

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from benchmarks.stages import Stage, read_json, write_text
 from eigendamage_ext.report import mean_sd
+from eigendamage_ext.runs.stages import Stage, read_json, write_text
 
 from .asked import DENSE, Asked
 from .settings import Settings

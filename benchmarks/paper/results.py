@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks.report import commit, with_section
-from benchmarks.stages import read_json, write_text
 from eigendamage_ext import _devices, ops
+from eigendamage_ext.runs.stages import read_json, write_text
 
 from .asked import DENSE
 from .report import Row, rows

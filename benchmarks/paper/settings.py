@@ -1,15 +1,13 @@
 """What an experiment is: all that a TOML file states, checked before anything is done."""
 
-import difflib
 import json
-import tomllib
-import types
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
 import torch
 
+from eigendamage_ext._tables import build, check_choice, read_toml
 from eigendamage_ext.models.preresnet import PreResNet
 from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.models.vgg import VGG
@@ -22,11 +20,6 @@ from .images import DATA_SETS
 NETWORKS = {"ResNet": ResNet, "PreResNet": PreResNet, "VGG": VGG}
 AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
 ROUNDS = ("constant-ratio", "linear", "cubic")
-
-
-def _choice(what: str, value: str, known: Any) -> None:
-    if value not in known:
-        raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class Data:
         return self.train_images, self.test_images
 
     def __post_init__(self) -> None:
-        _choice("name in [data]", self.name, DATA_SETS)
+        check_choice("name in [data]", self.name, DATA_SETS)
         if not 0 < self.validation < 1:
             raise ValueError(f"validation in [data] must lie between 0 and 1, got {self.validation}")
 
@@ -72,7 +65,7 @@ class Training:
     augment: bool = True
 
     def __post_init__(self) -> None:
-        _choice("schedule in [training]", self.schedule, SCHEDULES)
+        check_choice("schedule in [training]", self.schedule, SCHEDULES)
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class Finetuning:
     teacher: bool = False
 
     def __post_init__(self) -> None:
-        _choice("schedule in [finetuning]", self.schedule, SCHEDULES)
+        check_choice("schedule in [finetuning]", self.schedule, SCHEDULES)
         if not self.lr:
             raise ValueError("lr in [finetuning] must be a rate or a list of some, got none")
 
@@ -118,7 +111,7 @@ class Network:
     finetuning: Finetuning = Finetuning()
 
     def __post_init__(self) -> None:
-        _choice("kind of a network", self.kind, NETWORKS)
+        check_choice("kind of a network", self.kind, NETWORKS)
         with torch.device("meta"):
             self.build(10, 3)
 
@@ -185,16 +178,16 @@ class Pruning:
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        _choice("schedule in [[pruning]]", self.schedule, ROUNDS)
+        check_choice("schedule in [[pruning]]", self.schedule, ROUNDS)
         for name in self.methods:
             method, *more = name.split(".")
-            _choice("methods in [[pruning]]", method, ["all", *METHODS])
+            check_choice("methods in [[pruning]]", method, ["all", *METHODS])
             if more and len(more) != 2:
                 raise ValueError(
                     f"methods in [[pruning]] must be METHOD or METHOD.SCORES.ALLOCATION, got {name!r}"
                 )
             for part, known in zip(more, (SCORES, ALLOCATIONS), strict=False):
-                _choice(f"methods in [[pruning]], {name!r},", part, known)
+                check_choice(f"methods in [[pruning]], {name!r},", part, known)
         if not self.cuts:
             raise ValueError("[[pruning]] must have budgets: ratio, flops or params, got none of them")
         if self.steps < 1:
@@ -235,7 +228,7 @@ class Settings:
     autocast: str = "none"
 
     def __post_init__(self) -> None:
-        _choice("autocast", self.autocast, AUTOCAST)
+        check_choice("autocast", self.autocast, AUTOCAST)
         if not self.networks or not self.pruning:
             raise ValueError("[networks.NAME] and [[pruning]] must stand in the file, got none of one")
         known: dict[str, Any] = {}
@@ -268,63 +261,18 @@ def read(path: Path) -> Settings:
     Raises:
         ValueError: The file is missing or no TOML, or a key or a value of it is wrong.
     """
-    try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"paper: --config must name a TOML file, got {path} ({error})") from error
+    table = read_toml(path, caller="paper")
     try:
         networks = table.get("networks")
         for name, kind in (("training", Training), ("finetuning", Finetuning)):
             common = table.pop(name, {})
-            _build(kind, common, f"[{name}]")
+            build(kind, common, f"[{name}]")
             for network in networks.values() if isinstance(networks, dict) else ():
                 if isinstance(network, dict) and isinstance(network.get(name, {}), dict):
                     network[name] = common | network.get(name, {})
-        return _build(Settings, table, "the file")
+        return build(Settings, table, "the file", also=("training", "finetuning"))
     except ValueError as error:
         raise ValueError(f"paper: {path.name}: {error}") from error
-
-
-def _build(kind: type, table: Any, where: str) -> Any:
-    """A dataclass from a table."""
-    if not isinstance(table, dict):
-        raise ValueError(f"{where} must be a table, got {table!r}")
-    types_, known = get_type_hints(kind), {field.name: field for field in fields(kind)}
-    extra = ["training", "finetuning"] if kind is Settings else []
-    for key in (key for key in table if key not in known):
-        nearest = difflib.get_close_matches(key, [*known, *extra], 1, cutoff=0.0)[0]
-        raise ValueError(f"{where} must have known keys, got {key!r}; the nearest right one is {nearest!r}")
-    missing = [
-        name for name, f in known.items() if f.default is f.default_factory is MISSING and name not in table
-    ]
-    if missing:
-        raise ValueError(
-            f"{where} must have {' and '.join(map(repr, missing))}, got {', '.join(table) or 'nothing'}"
-        )
-    return kind(**{key: _value(types_[key], value, key, where) for key, value in table.items()})
-
-
-def _value(kind: Any, value: Any, key: str, where: str) -> Any:
-    """A value as its field has it."""
-    if get_origin(kind) is types.UnionType:
-        kind = next(part for part in get_args(kind) if part is not types.NoneType)
-    if get_origin(kind) is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{key!r} must be tables [{key}.NAME], got {value!r}")
-        return {name: _build(get_args(kind)[1], table, f"[{key}.{name}]") for name, table in value.items()}
-    if get_origin(kind) is tuple:
-        part = get_args(kind)[0]
-        values = value if isinstance(value, list) else [value]
-        if is_dataclass(part):
-            return tuple(_build(part, table, f"[[{key}]]") for table in values)
-        return tuple(_value(part, item, key, where) for item in values)
-    if is_dataclass(kind):
-        return _build(kind, value, f"[{key}]")
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ValueError(f"{key!r} in {where} must be of type {kind.__name__}, got {value!r}")
-    return value
 
 
 def arguments(variant: str) -> dict[str, str]:

@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from eigendamage_ext import __version__
-from eigendamage_ext.cli import bench, bench_model, demo, export, info, inspect
-from eigendamage_ext.cli.parsing import Parser, check_command, nearest
+from eigendamage_ext.cli import bench, bench_model, demo, export, info, inspect, plan, prune, sweep
+from eigendamage_ext.cli.parsing import Parser, check_command, nearest_option
 from eigendamage_ext.cli.signals import Terminated, termination_raises
 
-COMMANDS = (demo, inspect, bench_model, export, bench, info)
+COMMANDS = (prune, plan, sweep, inspect, bench_model, export, demo, bench, info)
 
 # Exit codes, besides 0.
 FAILED = 1  # told in one sentence on standard error
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_command(parser, arguments)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        options.parser.error(f"unknown option {unknown[0]}{nearest(unknown[0], options.parser)}")
+        options.parser.error(f"unknown option {unknown[0]}{nearest_option(unknown[0], options.parser)}")
     try:
         with termination_raises():
             return int(options.run(options))

@@ -1,10 +1,11 @@
 """What the parsers of all commands share: one look, --debug, and the nearest right name for a wrong one."""
 
 import argparse
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from eigendamage_ext._tables import nearest
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
@@ -80,7 +81,7 @@ def check_command(parser: Parser, arguments: Sequence[str]) -> None:
         parser.error(f"unknown command {name!r}{did_you_mean(name, known)}")
 
 
-def nearest(option: str, parser: Parser) -> str:
+def nearest_option(option: str, parser: Parser) -> str:
     """Which of a parser's options may have been meant."""
     known = [name for action in parser._actions for name in action.option_strings]
     return did_you_mean(option.partition("=")[0], known) if option.startswith("-") else ""
@@ -88,4 +89,4 @@ def nearest(option: str, parser: Parser) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"; did you mean …?"``, with the nearest right name."""
-    return f"; did you mean {difflib.get_close_matches(name, list(known), 1, cutoff=0.0)[0]}?"
+    return f"; did you mean {nearest(name, known)}?"

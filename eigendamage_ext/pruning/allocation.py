@@ -47,7 +47,15 @@ class Target:
 
 
 class UnreachableError(ValueError):
-    """Even with every layer that may be cut at its smallest, the network costs more than was asked for."""
+    """Even with every layer that may be cut at its smallest, the network costs more than was asked for.
+
+    Attributes:
+        nearest: The nearest target that can be met, where there is one.
+    """
+
+    def __init__(self, message: str, nearest: Target | None = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 def parse_target(target: Any) -> Target:
@@ -149,7 +157,8 @@ def allowed(target: Target, total: int, fixed: int, *, least: int) -> int:
     nearest = Target(target.measure, (10_000 - kept if target.measure == "ratio" else kept) / 10_000)
     raise UnreachableError(
         f"plan: target must be reachable, got {target}; the nearest reachable value is {nearest}, with every "
-        "layer that may be cut at its smallest rank; raise max_ratio, lower round_to or ignore fewer layers"
+        "layer that may be cut at its smallest rank; raise max_ratio, lower round_to or ignore fewer layers",
+        nearest,
     )
 
 
