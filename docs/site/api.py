@@ -125,7 +125,7 @@ def call(head: str, given: list[str], tail: str = "") -> str:
 def text(docstring: str) -> str:
     """A Google docstring as Markdown: each section a heading in bold, its entries a list."""
     before, *rest = SECTION.split(docstring)
-    lines = [TABLE.sub(r"```text\n\1```\n", before).replace("\n::\n", "")]
+    lines = [TABLE.sub(r"```text\n\1```\n", before).replace("\n::\n", "").replace("::\n", ":\n")]
     for title, body in zip(rest[::2], rest[1::2], strict=True):
         names = [] if title in ("Returns", "Yields") else ENTRY.split(body)[1:]
         listed = [f"- `{name}`: {flat(said)}" for name, said in zip(names[::2], names[1::2], strict=True)]
