@@ -5,12 +5,15 @@ A file of tensors is one safetensors file. Its metadata holds ``format`` (what t
 is found as surely as a missing end. Reading runs no code from the file.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,21 +43,94 @@ def write_atomically(
 
     Raises:
         FileNotFoundError: The folder does not exist.
+        OSError: The disk is full, the folder may not be written to, or the like; what to do.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(
             f"{caller}: path must lie in an existing folder, got {str(path)!r}; create {target.parent}"
         )
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "x+b") as file:
+    with _explained(path, caller):
+        _remove_abandoned(target)
+        with _beside(target) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+            os.replace(file.name, target)
+        _keep_name(target.parent)
+
+
+REMEDIES = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some space or choose another folder",
+    errno.EFBIG: "allow larger files (ulimit -f) or choose another disk",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.EISDIR: "choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+@contextmanager
+def _explained(path: str | os.PathLike[str], caller: str) -> Iterator[None]:
+    """Says of which file an error is and what helps; by then nothing has changed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        explained = type(error)(
+            f"{caller}: path must be a place for a file, got {str(path)!r} ({os.strerror(error.errno)}); "
+            f"{REMEDIES[error.errno]}; a file that was there is as it was"
+        )
+        explained.errno = error.errno
+        raise explained from error
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[BinaryIO]:
+    """A new file in the folder of another, open and locked; it goes with the block unless it is renamed."""
+    while True:
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            with open(temporary, "x+b") as file:
+                if _locked(file) and os.fstat(file.fileno()).st_nlink:
+                    yield file
+                    return
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Locks a file until it is closed, or its process gone; False: another has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks: nobody can lock its files, nor remove them as abandoned
+    return True
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes what processes that were killed had begun to write for this target: nobody has it locked."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp")
+    for entry in os.scandir(target.parent):
+        if name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            with suppress(OSError), open(entry.path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(entry.path)
+
+
+def _keep_name(folder: Path) -> None:
+    """Has a folder written to disk, so that a new name in it outlives a power cut."""
+    with suppress(OSError):  # not every file system can; the file itself is whole
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_tensors(

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def record(kind: type[T], data: Any) -> T:
-    """One made of its fields in JSON, where lists stand for tuples; all of the types that it states.
+    """One made of its fields in JSON, where lists stand for tuples; in its order, and of the types it states.
 
     Raises:
         ValueError: It is something else.
@@ -21,7 +21,8 @@ def record(kind: type[T], data: Any) -> T:
     required: frozenset[str] = getattr(kind, "__required_keys__", frozenset())
     if missing := required - data.keys():
         raise ValueError(f"{name} must be complete, got none of {sorted(missing)}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    values = {key: data[key] for key in hints if key in data}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     for key, value in values.items():
         if not _is(value, hints[key]):
             wanted = hints[key].__name__ if isinstance(hints[key], type) else hints[key]

@@ -1,8 +1,16 @@
 """Atomic files, and safetensors with a manifest: round trips, every kind of damage, nothing half written."""
 
+import errno
+import fcntl
 import json
 import os
 import pickle
+import re
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -138,23 +146,149 @@ def test_a_manifest_json_cannot_hold_leaves_the_old_file(path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_an_interrupted_write_leaves_the_old_file_alone(path, error):
+FULL = "No space left on device); free some space or choose another folder; a file that was there is as it"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "full"), FULL),
+        (OSError(errno.EIO, "broken"), "broken"),
+        (OSError("strange"), "strange"),
+        (KeyboardInterrupt("stop"), "stop"),
+    ],
+    ids=repr,
+)
+def test_an_interrupted_write_leaves_the_old_file_alone(path, error, message):
     before = path.read_bytes()
 
     def write(file):
         file.write(b"half")
         raise error
 
-    with pytest.raises(type(error)):
-        write_atomically(path, write)
+    with pytest.raises(type(error), match=re.escape(message)) as caught:
+        write_atomically(path, write, caller="report")
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+    if message is FULL:
+        assert str(caught.value).startswith(f"report: path must be a place for a file, got {str(path)!r} (No")
+        assert caught.value.errno == errno.ENOSPC
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_places_that_no_file_can_have_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"must lie in an existing folder.*create"):
         write_atomically(tmp_path / "no" / "file", lambda file: None)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder' \(Is a directory\); choose another name"):
+        write_atomically(tmp_path / "folder", lambda file: None)
+    with pytest.raises(OSError, match=r"\(File name too long\); choose a shorter name"):
+        write_atomically(tmp_path / ("a" * 250), lambda file: None)
+    (tmp_path / "folder").chmod(0o500)
+    for folder in (
+        [tmp_path / "folder"] if os.geteuid() else [Path("/sys")]
+    ):  # which even root may not write to
+        if folder.exists():
+            with pytest.raises(OSError, match=r"file' \(.*\); choose a folder that you may write to; a file"):
+                write_atomically(folder / "file", lambda file: None)
+    assert [p.name for p in tmp_path.rglob("*")] == ["folder"]
+
+
+KILLED = """
+import os, resource, signal, sys
+from eigendamage_ext._files import write_atomically
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+try:
+    write_atomically(sys.argv[1], lambda file: file.write(bytes(2000)))
+except OSError as error:
+    print(error)
+def write(file):
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(sys.argv[1], write)
+"""
+
+
+def test_what_a_killed_process_leaves_goes_with_the_next_write(path):
+    before = path.read_bytes()
+    killed = subprocess.run([sys.executable, "-c", KILLED, path], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL and killed.stderr == ""
+    assert "(File too large); allow larger files (ulimit -f)" in killed.stdout
+    assert path.read_bytes() == before
+    (left,) = set(path.parent.iterdir()) - {path}
+    assert left.read_bytes() == b"half"
+    write_atomically(path, lambda file: file.write(b"whole"))
+    assert list(path.parent.iterdir()) == [path] and path.read_bytes() == b"whole"
+
+
+def test_files_of_others_stay(tmp_path):
+    hexadecimal = "0123456789abcdef"
+    others = {
+        f".net.x.{hexadecimal}.tmp",
+        f".net.{hexadecimal}",
+        f".net.{hexadecimal[1:]}.tmp",
+        ".net.old.tmp",
+    }
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / f".net.{hexadecimal[::-1]}.tmp").symlink_to(f".net.{hexadecimal}")
+    others.add(f".net.{hexadecimal[::-1]}.tmp")
+    (tmp_path / f".net.{hexadecimal}.tmp").touch()
+
+    def write(file):
+        file.write(b"first")
+        write_atomically(tmp_path / "net", lambda inner: inner.write(b"second"))
+        assert (tmp_path / "net").read_bytes() == b"second"
+
+    write_atomically(tmp_path / "net", write)
+    assert (tmp_path / "net").read_bytes() == b"first"
+    assert {p.name for p in tmp_path.iterdir()} == {*others, "net"}
+
+
+@pytest.mark.parametrize("taken", ["locked", "removed"])
+def test_a_new_file_that_was_taken_for_abandoned_is_made_anew(tmp_path, monkeypatch, taken):
+    lock, names = fcntl.flock, []
+
+    def flock(file, how):
+        names.append(file.name)
+        if len(names) == 1:
+            os.unlink(file.name)
+            if taken == "locked":
+                raise BlockingIOError
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write_atomically(tmp_path / "net", lambda file: file.write(b"whole"))
+    assert len(set(names)) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["net"] and (tmp_path / "net").read_bytes() == b"whole"
+
+
+def test_files_are_written_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    left = tmp_path / ".net.0123456789abcdef.tmp"
+    left.touch()
+    write_atomically(tmp_path / "net", lambda file: file.write(b"whole"))
+    assert set(tmp_path.iterdir()) == {left, tmp_path / "net"}
+
+
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_at_the_end(path, monkeypatch):
+    steps, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        steps.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    def replaced(old, new):
+        steps.append("name")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_atomically(path, lambda file: file.write(b"whole"))
+    assert steps == [5, "name", "folder"]
 
 
 def test_a_symbolic_link_is_followed(tmp_path):

@@ -221,6 +221,15 @@ def test_a_thousand_damaged_files_take_little_memory(files, rewritten, tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 200_000  # kB
 
 
+def test_what_is_read_is_in_the_order_in_which_it_was_made(files, tmp_path):
+    for kind in ("training", "pruning"):
+        (tmp_path / kind).write_bytes(files[kind])
+    history = load("training", tmp_path / "training", net())
+    assert [list(epoch) for epoch in history] == 2 * [["epoch", "lr", "loss", "accuracy"]]
+    (first,) = load("pruning", tmp_path / "pruning", net()).history
+    assert list(first) == ["round", "target", "params", "flops", "predicted_loss"]
+
+
 def test_factors_that_a_file_describes_are_those_that_were_saved(files, tmp_path):
     (tmp_path / "factors").write_bytes(files["factors"])
     loaded = ed.Factors.load(tmp_path / "factors")

@@ -209,7 +209,9 @@ def _origin(error: BaseException) -> Exception:
 
 def _pt2(program: torch.export.ExportedProgram, file: BinaryIO) -> Run:
     """Writes torch.export's format, and returns what runs it."""
-    torch.export.save(program, file)
+    content = io.BytesIO()  # what torch writes itself it does not check
+    torch.export.save(program, content)
+    file.write(content.getbuffer())
     file.seek(0)
     loaded = torch.export.load(file).module()
 
