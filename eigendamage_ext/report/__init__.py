@@ -19,13 +19,13 @@ from .data import (
     Spectrum,
     Summary,
     headline,
-    mean_sd,
     rank_correlation,
     summarize,
 )
 from .gather import gather
 from .measure import Measured
 from .page import render
+from .words import mean_sd
 
 __all__ = [
     "DENSE",

@@ -132,16 +132,16 @@ def spectrum(
         for (values, _), top in zip(sides, largest, strict=True)
     ]
     lowest = min((v for side in shares for v in side), default=0.1)
-    x = Scale(0, 1, 34, width - 6)
-    y = Scale(10.0 ** math.floor(min(-1, math.log10(lowest)) + 1e-9), 1.0, height - 20, 24, log=True)
+    x = Scale(0, 1, 42, width - 6)
+    y = Scale(10.0 ** math.floor(min(-1, math.log10(lowest)) + 1e-9), 1.0, height - 20, 26, log=True)
     parts = list(axes(x, y, x_ticks=0, y_ticks=4))
     parts += [text(x(0), y.start + 15, "largest", "start"), text(x(1), y.start + 15, "smallest", "end")]
-    shown = title if len(title) <= 30 else "…" + title[-29:]
-    parts.append(text(0, 11, shown, "start", "name"))
+    shown = title if len(title) <= 24 else "…" + title[-23:]
+    parts.append(text(0, 13, shown, "start", "name"))
     for colour, (side, (_, kept)) in enumerate(zip(shares, sides, strict=True)):
         order = sorted(range(len(side)), key=lambda i: -side[i])
         last, step = max(1, len(order) - 1), max(1, math.ceil(len(order) / SPECKS))
         places = [(x(rank / last), y(side[i]), kept[i]) for rank, i in enumerate(order) if not rank % step]
         for keep, style in ((False, "gone"), (True, "kept")):
             parts.append(specks([(a, b) for a, b, k in places if k is keep], f"{style} s{colour}"))
-    return svg(description, width, height, *parts)
+    return svg(description, width, height, *parts, style="small")

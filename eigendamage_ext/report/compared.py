@@ -7,8 +7,9 @@ from statistics import fmean, median
 
 from . import charts
 from .charts import Point, Series
-from .data import DENSE, ReportData, Summary, mean_sd, rank_correlation
+from .data import DENSE, ReportData, Summary, rank_correlation
 from .markup import details, figure, legend, section, stroke, table
+from .words import digits, mean_sd, number, unit
 
 
 def frontier(rows: Sequence[Summary], chosen: Summary | None) -> str:
@@ -47,13 +48,13 @@ def numbers(rows: Sequence[Summary], chosen: Summary | None) -> str:
         )
         lost = ["" if row.dense else mean_sd(row.points_lost) for row in rows]
         columns.append(("points lost", "r", lost))
-    columns.append(("parameters, M", "r", [f"{fmean(row.params) / 1e6:.3f}" for row in rows]))
-    columns.append(("FLOPs, M", "r", [f"{fmean(row.flops) / 1e6:.2f}" for row in rows]))
+    columns.append(_counts("parameters", [fmean(row.params) for row in rows]))
+    columns.append(_counts("FLOPs", [fmean(row.flops) for row in rows]))
     columns.append(("FLOPs kept, %", "r", [f"{100 * fmean(row.flops_kept):.1f}" for row in rows]))
     batches = _batches(rows)
     for n in batches:
-        of = f", batch of {n}" if len(batches) > 1 else " per batch"
-        columns.append((f"ms{of}", "r", [mean_sd(row.milliseconds.get(n, ())) for row in rows]))
+        of = f", batch of\N{NO-BREAK SPACE}{n}" if len(batches) > 1 else " per batch"
+        columns.append((f"ms{of}", "r", [_mean_time(row.milliseconds.get(n, ())) for row in rows]))
         speeds = [f"{fmean(row.speedup[n]):.2f}×" if n in row.speedup else "" for row in rows]
         columns.append(("speed", "r", speeds))
     seeds = len(rows[0].flops)
@@ -63,15 +64,27 @@ def numbers(rows: Sequence[Summary], chosen: Summary | None) -> str:
     return section(
         "In numbers",
         f"{lost_words}FLOPs are two per multiply-add of convolutions and linear layers, for one example."
-        + (f" A batch holds {batches[0]} examples." if len(batches) == 1 else ""),
+        + (f" A batch holds {batches[0]} example{'s' * (batches[0] > 1)}." if len(batches) == 1 else ""),
         table(
             f"Every network{spread}",
             "".join(side for _, side, _ in columns),
             [name for name, _, _ in columns],
             list(zip(*(cells for _, _, cells in columns), strict=True)),
             chosen=pointed if len(rows) > 2 else None,
+            style="networks",
         ),
     )
+
+
+def _counts(name: str, values: Sequence[float]) -> tuple[str, str, list[str]]:
+    """A column of numbers of parameters or FLOPs, in a unit that suits the first."""
+    letter, size = unit(values[0])
+    decimals = 1 + digits(values[0] / size)
+    return f"{name}, {letter}".rstrip(", "), "r", [f"{value / size:.{decimals}f}" for value in values]
+
+
+def _mean_time(values: Sequence[float]) -> str:
+    return mean_sd(values, digits(fmean(values))) if values else ""
 
 
 def losses(data: ReportData, rows: Sequence[Summary]) -> str:
@@ -93,7 +106,7 @@ def losses(data: ReportData, rows: Sequence[Summary]) -> str:
         "Increase of the loss, by each cut",
         "llrrr",
         ("layer", "cut", "predicted", "measured", "measured over predicted"),
-        [(a, b, f"{p:.3g}", f"{m:.3g}", f"{m / p:.2g}" if p > 0 else "") for a, b, p, m in listed],
+        [(a, b, number(p), number(m), number(m / p, 2) if p > 0 else "") for a, b, p, m in listed],
     )
     return section(
         "Predicted and measured loss",
@@ -133,33 +146,39 @@ def _lost(rows: Sequence[Summary], pruned: Sequence[Summary], chosen: Summary | 
 
 
 def _clock(pruned: Sequence[Summary], chosen: Summary | None) -> str:
-    """Time of a batch relative to the dense network, against FLOPs; a series for each size of a batch."""
+    """Time of a batch relative to the dense network, against FLOPs, for each method or size of a batch."""
     sizes = [n for n in _batches(pruned) if any(n in row.speedup for row in pruned)]
-    series = []
-    for colour, n in enumerate(sizes):
-        timed = sorted((row for row in pruned if n in row.speedup), key=lambda row: -fmean(row.flops_kept))
+    methods = _methods(pruned)
+    if len(methods) > 1:
+        sizes = sizes[-1:]
+    series, names = [], []
+    for colour, (method, n) in enumerate((method, n) for method in methods for n in sizes):
         points = []
-        for row in timed:
-            relative = [1 / s for s in row.speedup[n]]
-            title = f"{_full(row)}, batch of {n}: {fmean(relative):.2f} of the dense network's time"
-            points.append(Point(100 * fmean(row.flops_kept), relative, title, row is chosen))
-        series.append(Series(colour, points))
+        for row in pruned:
+            if n in row.speedup and row.key.method == method:
+                relative = [1 / s for s in row.speedup[n]]
+                title = f"{_full(row)}, batch of {n}: {fmean(relative):.2f} of the dense network's time"
+                points.append(Point(100 * fmean(row.flops_kept), relative, title, row is chosen))
+        if points:
+            series.append(Series(colour, sorted(points, key=lambda p: -p.x)))
+            names.append(method if len(methods) > 1 else f"batch of {n}")
     if not series:
         return ""
     told = "; ".join(
-        f"batch of {n}: " + ", ".join(f"{p.mean:.2f} at {p.x:.0f} %" for p in s.points)
-        for n, s in zip(sizes, series, strict=True)
+        f"{name}: " + ", ".join(f"{p.mean:.2f} at {p.x:.0f} %" for p in s.points)
+        for name, s in zip(names, series, strict=True)
     )
+    of = f"a batch of {sizes[0]}" if len(sizes) == 1 else "a batch"
     chart = charts.curves(
-        f"Time of a batch relative to the dense network against FLOPs kept. {told}.",
+        f"Time of {of} relative to the dense network against FLOPs kept. {told}.",
         series,
         xlabel="FLOPs kept, %",
-        ylabel="time of a batch, dense = 1",
+        ylabel=f"time of {of}, dense = 1",
         level=1.0,
         diagonal=True,
         zero=True,
     )
-    entries = [legend(charts.key(i), f"batch of {n}") for i, n in enumerate(sizes)]
+    entries = [legend(charts.key(s.colour), name) for s, name in zip(series, names, strict=True)]
     entries.append(legend(stroke("level"), "dense"))
     entries.append(legend(stroke("guide"), "if time followed FLOPs"))
     return figure(chart, " ".join(entries))
@@ -172,14 +191,16 @@ def _pairs(
     together = [pair for group in groups for pair in group]
     predicted, measured = [p for p, _, _ in together], [m for _, m, _ in together]
     rho = rank_correlation(predicted, measured)
-    stated = "undefined" if math.isnan(rho) else f"{rho:.2f}"
+    stated = "undefined" if math.isnan(rho) else mean_sd([rho], 2)
     caption = f"Rank correlation (Spearman) {stated} over {len(together)} cuts."
     if ratios := [m / p for p, m, _ in together if p > 0]:
-        caption += f" Measured over predicted, median: {median(ratios):.2g}."
+        caption += f" Measured over predicted, median: {number(median(ratios), 2)}."
     if below := sum(m <= 0 for m in measured):
         caption += f" Open triangles: {below} cut{'s' if below > 1 else ''} that did not raise the loss."
     series = [
-        Series(i, [Point(p, [m], f"{name}: predicted {p:.3g}, measured {m:.3g}") for p, m, name in group])
+        Series(
+            i, [Point(p, [m], f"{name}: predicted {number(p)}, measured {number(m)}") for p, m, name in group]
+        )
         for i, group in enumerate(groups)
     ]
     chart = charts.scatter(
@@ -188,7 +209,8 @@ def _pairs(
         xlabel="predicted increase of the loss",
         ylabel=f"measured, {title}",
     )
-    entries = [legend(charts.key(i), name) for i, name in enumerate(names) if len(names) > 1]
+    named = [(i, name) for i, name in enumerate(names) if len(names) > 1 and groups[i]]
+    entries = [legend(charts.key(i), name) for i, name in named]
     entries.append(legend(stroke("guide"), "as predicted"))
     return figure(chart, f"{' '.join(entries)}<br>{escape(caption)}")
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
+
+from .words import mean_sd, speed
 
 
 class Key(NamedTuple):
@@ -109,6 +111,7 @@ class ReportData:
         chosen: the network that the page is about; None for the smallest that was measured.
         measurements: dense and pruned networks of every seed.
         layers: the layers of every plan (of one seed).
+        why: what decided over the chosen network's cuts, in a sentence or two.
         skipped: layer name to why no plan has it.
         spectra: of the chosen network's plan.
         alone: each layer cut alone; the other predicted and measured losses are in ``measurements``.
@@ -120,6 +123,7 @@ class ReportData:
     chosen: Key | None = None
     measurements: Sequence[Measurement] = ()
     layers: Mapping[Key, Sequence[LayerCut]] = field(default_factory=dict)
+    why: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
     spectra: Sequence[Spectrum] = ()
     alone: Sequence[LossPair] = ()
@@ -159,14 +163,6 @@ class Summary:
     def dense(self) -> bool:
         """Whether nothing was cut."""
         return self.key == DENSE
-
-
-def mean_sd(values: Sequence[float], digits: int = 1) -> str:
-    """``"98.1 ± 0.3"``: mean and sample standard deviation; the mean alone of one value, "" of none."""
-    if not values:
-        return ""
-    mean = f"{fmean(values):z.{digits}f}".replace("-", "−")
-    return f"{mean} ± {stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def _all(values: Iterable[float | None]) -> tuple[float, ...]:
@@ -257,7 +253,7 @@ def headline(data: ReportData) -> str:
         )
     parts.append(f"holds {100 * fmean(row.params_kept):.0f} % of the parameters")
     if row.speedup:
-        parts.append(f"runs {fmean(row.speedup[max(row.speedup)]):.2f} times as fast")
+        parts.append(speed(fmean(row.speedup[max(row.speedup)])))
     told = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
     sentence = f"At {share} the FLOPs the {'fine-tuned' if tuned else 'pruned'} network {told}."
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace(

@@ -13,7 +13,7 @@ from eigendamage_ext.pruning.plan import PruneResult
 from eigendamage_ext.report.cuts import layer_cuts, spectra
 from eigendamage_ext.report.data import Measurement, ReportData
 from eigendamage_ext.report.measure import Measured, evaluated, timed
-from eigendamage_ext.report.provenance import environment, plan_settings, target_name
+from eigendamage_ext.report.provenance import environment, plan_settings, target_name, why
 
 _TELLING = ("max_ratio", "round_to", "prune_head", "damping", "reference_compat", "seed")
 _UNKNOWN = Measured()
@@ -73,6 +73,9 @@ def gather(
     """
     entries = [_entry(result) for result in _several(results)]
     _check(entries, model, loader, measured, chosen)
+    for argument, sizes in (("time_batches", time_batches), ("repeats", [repeats])):
+        if wrong := [size for size in sizes if size < 1]:
+            raise ValueError(f"report: {argument} must be at least 1, got {wrong[0]}; leave it out")
     known = [dense, *(measured or [_UNKNOWN] * len(entries))]
     here = [entry.result for entry in entries]
     if model is not None:
@@ -83,10 +86,9 @@ def gather(
     original = max((entry.before for entry in entries), key=lambda cost: cost[1])
     whole = known[0]
     rows = [Measurement(0, 1.0, whole.accuracy, whole.accuracy, *original, milliseconds=whole.milliseconds)]
-    methods = _methods([entry.record["settings"] for entry in entries])
-    for number, (entry, method, now) in enumerate(zip(entries, methods, known[1:], strict=True), start=1):
-        budget, label = _budget(entry, original, number)
-        whole_plan = entry.found == original
+    places = _places(entries, original)
+    methods = _methods([entry.record["settings"] for entry in entries], places)
+    for entry, method, (budget, label), now in zip(entries, methods, places, known[1:], strict=True):
         rows.append(
             Measurement(
                 0,
@@ -95,7 +97,7 @@ def gather(
                 now.accuracy,
                 *entry.after,
                 milliseconds=now.milliseconds,
-                predicted_loss=entry.record["predicted_loss"] if whole_plan else None,
+                predicted_loss=entry.record["predicted_loss"] if entry.found == original else None,
                 measured_loss=None if now.loss is None or whole.loss is None else now.loss - whole.loss,
                 method=method,
                 label=label,
@@ -112,6 +114,7 @@ def gather(
         chosen=keys[chosen],
         measurements=rows,
         layers=dict(zip(keys, (layer_cuts(entry.record) for entry in entries), strict=True)),
+        why=why(one.record["settings"]),
         skipped=skipped,
         spectra=spectra(one.result.plan, factors) if one.result and factors is not None else (),
         settings={
@@ -125,7 +128,7 @@ def gather(
 
 
 def _several(results: Any) -> Sequence[Any]:
-    return [results] if isinstance(results, PruneResult | Mapping) else list(results)
+    return list(results) if isinstance(results, Sequence) else [results]
 
 
 def _entry(result: Any) -> _Entry:
@@ -172,35 +175,47 @@ def _check(
         )
 
 
-def _budget(entry: _Entry, original: tuple[int, int], number: int) -> tuple[float, str]:
-    """The fraction that a network is placed at, and what that is called."""
-    target, share = entry.record["settings"]["target"], entry.after[1] / original[1]
-    if entry.before != original:
-        return share, f"round {number}"
-    if entry.found != original:
-        return share, "all rounds"
-    return (float(target["flops"]), "") if "flops" in target else (share, target_name(target))
+def _places(entries: Sequence[_Entry], original: tuple[int, int]) -> list[tuple[float, str]]:
+    """The fraction that each network is placed at, and what that is called."""
+    shares = [entry.after[1] / original[1] for entry in entries]
+    if any(entry.before != original for entry in entries):
+        return [(share, f"round {number}") for number, share in enumerate(shares, start=1)]
+    places = []
+    for entry, share in zip(entries, shares, strict=True):
+        target = entry.record["settings"]["target"]
+        if entry.found != original:
+            places.append((share, "all rounds"))
+        elif "flops" in target:
+            places.append((float(target["flops"]), ""))
+        else:
+            places.append((share, target_name(target)))
+    return places
 
 
-def _methods(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each plan's method; where two have one name and target, with what else tells them apart."""
+def _methods(settings: Sequence[Mapping[str, Any]], places: Sequence[tuple[float, str]]) -> list[str]:
+    """A name for each plan's method; where two have one name and place, with what else tells them apart."""
     names = []
     for plan in settings:
         extra = ["ekfac"] if plan.get("scores") == "ekfac" else []
         extra += ["least loss"] if plan.get("allocation") == "least_loss" else []
         names.append(", ".join([plan["method"], *extra]))
-    for field in (*_TELLING, None):
-        alike: dict[tuple[str, str], list[int]] = {}
-        for i, plan in enumerate(settings):
-            alike.setdefault((names[i], repr(plan["target"])), []).append(i)
-        for group in alike.values():
-            if field is None and len(group) > 1:
-                for count, i in enumerate(group[1:], start=2):
-                    names[i] += f" ({count})"
-            elif field and len({settings[i].get(field) for i in group}) > 1:
+    for field in _TELLING:
+        for group in _alike(names, places):
+            if len({settings[i].get(field) for i in group}) > 1:
                 for i in group:
                     names[i] += f", {field.replace('_', ' ')} {settings[i].get(field)}"
+    for group in _alike(names, places):
+        for count, i in enumerate(group[1:], start=2):
+            names[i] += f" ({count})"
     return names
+
+
+def _alike(names: Sequence[str], places: Sequence[tuple[float, str]]) -> list[list[int]]:
+    """Numbers of plans that have both in common."""
+    alike: dict[tuple[str, float], list[int]] = {}
+    for i, (name, (budget, _)) in enumerate(zip(names, places, strict=True)):
+        alike.setdefault((name, budget), []).append(i)
+    return list(alike.values())
 
 
 def _title(entry: _Entry, method: str) -> str:

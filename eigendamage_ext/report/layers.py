@@ -5,7 +5,8 @@ from html import escape
 
 from . import charts
 from .data import LayerCut, ReportData, Spectrum, Summary
-from .markup import Cell, details, figure, legend, section, table
+from .markup import Cell, details, figure, legend, section, stroke, table
+from .words import number, short
 
 OPEN = 12  # spectra that are shown at once; the rest is a click away
 
@@ -30,14 +31,15 @@ def layers(data: ReportData, rows: Sequence[Summary], chosen: Summary | None) ->
     filters = any(cut.form == "filters" for cut in shown)
     depthwise = _DEPTHWISE if any(cut.form == "depthwise" for cut in shown) else ""
     words = _FILTERS if filters else _DIRECTIONS.format(depthwise=depthwise)
+    words = f"{words} {escape(data.why)}".strip()
     parts = []
     if shown:
-        of = f" at {chosen.name}" if chosen and len(plans) > 1 else ""
+        of = f", {chosen.key.method} {chosen.name}" if chosen and len(plans) > 1 else ""
         parts += [_columns(shown), _table(f"Layers{of}", shown, filters)]
     if groups := _groups(shown):
         parts.append(table("Coupled layers", "llr", ("group", "layers", "filters kept"), groups))
     if len(plans) > 1:
-        parts.append(_glance(plans, filters))
+        parts.append(_glance(plans))
     if data.skipped:
         skipped = list(data.skipped.items())
         made = table("Layers that no plan has", "ll", ("layer", "why"), skipped)
@@ -51,19 +53,19 @@ def _columns(cuts: Sequence[LayerCut]) -> str:
     most = max(cut.flops[0] for cut in cuts) or 1
     bars = "".join(
         f'<i style="--whole:{100 * before / most:.3g}%;--after:{100 * after / most:.3g}%" '
-        f'title="{escape(f"{number}. {cut.name}: {_short(before)} → {_short(after)} FLOPs")}"></i>'
-        for number, cut in enumerate(cuts, start=1)
+        f'title="{escape(f"{place}. {cut.name}: {short(before)} → {short(after)} FLOPs")}"></i>'
+        for place, cut in enumerate(cuts, start=1)
         for before, after in [cut.flops]
     )
     total = sum(cut.flops[0] for cut in cuts), sum(cut.flops[1] for cut in cuts)
     description = (
         f"FLOPs of {len(cuts)} layers before and after, in the order of the network: together "
-        f"{_short(total[0])} before and {_short(total[1])} after; the largest before is "
-        f"{max(cuts, key=lambda cut: cut.flops[0]).name} with {_short(most)}."
+        f"{short(total[0])} before and {short(total[1])} after; the largest before is "
+        f"{max(cuts, key=lambda cut: cut.flops[0]).name} with {short(most)}."
     )
     entries = (
-        legend('<span class="box before" aria-hidden="true"></span>', "FLOPs of a layer before"),
-        legend('<span class="box after" aria-hidden="true"></span>', "after"),
+        legend(stroke("box before"), f"FLOPs of a layer before, at most {short(most)}"),
+        legend(stroke("box after"), "after"),
     )
     chart = (
         f'<div style="max-width:{3 * len(cuts)}rem">'
@@ -71,20 +73,20 @@ def _columns(cuts: Sequence[LayerCut]) -> str:
         f'<div class="ends" aria-hidden="true"><span>1. {escape(_tail(cuts[0].name))}</span>'
         f"<span>{len(cuts)}. {escape(_tail(cuts[-1].name))}</span></div></div>"
     )
-    return figure(chart, f"{' '.join(entries)} (tallest: {_short(most)})")
+    return figure(chart, " ".join(entries))
 
 
 def _table(caption: str, cuts: Sequence[LayerCut], filters: bool) -> str:
     def side(pair: tuple[int, int]) -> Cell:
-        return Cell(f"{pair[1]} / {pair[0]}", bar=pair[1] / pair[0])
+        return Cell(f"{pair[1]} / {pair[0]}", bar=_share(pair))
 
     def cost(pair: tuple[int, int]) -> Cell:
-        return Cell(f"{100 * pair[1] / pair[0]:.0f} %" if pair[0] else "", bar=pair[1] / (pair[0] or 1))
+        return Cell(f"{100 * pair[1] / pair[0]:.0f} %" if pair[0] else "", bar=_share(pair))
 
     losses = any(cut.predicted_loss is not None for cut in cuts)
     rows: list[list[str | Cell]] = []
     for cut in cuts:
-        loss = "" if cut.form == "dense" or cut.predicted_loss is None else f"{cut.predicted_loss:.2g}"
+        loss = "" if cut.form == "dense" or cut.predicted_loss is None else number(cut.predicted_loss, 2)
         rows.append(
             [
                 cut.name,
@@ -112,6 +114,12 @@ def _table(caption: str, cuts: Sequence[LayerCut], filters: bool) -> str:
     return table(caption, align, header, rows, style="layers")
 
 
+def _share(pair: tuple[int, int]) -> float | None:
+    """What is left, if that is not all."""
+    before, after = pair
+    return None if before == after else after / before
+
+
 def _groups(cuts: Sequence[LayerCut]) -> list[tuple[str, str, Cell]]:
     """Each group of several layers whose filters go together, and what it keeps of them."""
     members: dict[str, list[LayerCut]] = {}
@@ -119,23 +127,25 @@ def _groups(cuts: Sequence[LayerCut]) -> list[tuple[str, str, Cell]]:
         if cut.group:
             members.setdefault(cut.group, []).append(cut)
     return [
-        (name, ", ".join(cut.name for cut in group), Cell(f"{after} / {before}", bar=after / before))
+        (name, ", ".join(cut.name for cut in group), Cell(f"{after} / {before}", bar=_share((before, after))))
         for name, group in members.items()
         if len(group) > 1
         for before, after in [group[0].outputs]
     ]
 
 
-def _glance(plans: Sequence[tuple[Summary, Sequence[LayerCut]]], filters: bool) -> str:
+def _glance(plans: Sequence[tuple[Summary, Sequence[LayerCut]]]) -> str:
     """All plans side by side: what a layer keeps in figures, what it saves as a tint."""
     several = len({row.key.method for row, _ in plans}) > 1
     by_name: list[Mapping[str, LayerCut]] = [{cut.name: cut for cut in cuts} for _, cuts in plans]
     names = dict.fromkeys(name for cuts in by_name for name in cuts)
     lines: list[list[str | Cell]] = [[name, *(_kept(cuts.get(name)) for cuts in by_name)] for name in names]
     heads = [f"{row.key.method}, {row.name}" if several else row.name for row, _ in plans]
-    words = "filters kept" if filters else "input · output directions kept, or filters"
+    cut = {c.form == "filters" for _, cuts in plans for c in cuts if c.form != "dense"}
+    directions = "Input · output directions kept"
+    words = f"{directions}, or filters" if len(cut) == 2 else "Filters kept" if True in cut else directions
     made = table(
-        f"{words[0].upper()}{words[1:]}; the darker, the fewer FLOPs are left; whole layers are blank",
+        f"{words}; the darker, the fewer FLOPs are left; whole layers are blank",
         "l" + "r" * len(plans),
         ["layer", *heads],
         lines,
@@ -189,10 +199,3 @@ def _spectrum(s: Spectrum) -> str:
 
 def _tail(name: str, most: int = 22) -> str:
     return name if len(name) <= most else "…" + name[1 - most :]
-
-
-def _short(number: int) -> str:
-    for factor, letter in ((10**12, " T"), (10**9, " G"), (10**6, " M"), (10**3, " k")):
-        if number >= factor:
-            return f"{number / factor:.3g}{letter}"
-    return str(number)

@@ -55,15 +55,14 @@ def table(
         style: A class of the style sheet.
     """
     kinds = ["number" if side == "r" else "" for side in align]
-    head = "".join(
-        f'<th scope="col"{_class(kind)}>{escape(name)}</th>' for kind, name in zip(kinds, header, strict=True)
-    )
+    columns = zip(kinds, header, strict=True)
+    head = "".join(f'<th scope="col"{_class(kind)}>{_whole(name)}</th>' for kind, name in columns)
     body = []
     for number, (name, *cells) in enumerate(rows):
         filled = (cell if isinstance(cell, Cell) else Cell(cell) for cell in cells)
         tds = "".join(cell.html(kind) for kind, cell in zip(kinds[1:], filled, strict=True))
         pointed = ' class="chosen" aria-current="true"' if number == chosen else ""
-        body.append(f'<tr{pointed}><th scope="row">{_breakable(str(name))}</th>{tds}</tr>')
+        body.append(f'<tr{pointed}><th scope="row">{_whole(str(name))}</th>{tds}</tr>')
     lines = "\n".join(body)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
@@ -89,13 +88,13 @@ def legend(mark: str, words: str) -> str:
 
 
 def stroke(style: str) -> str:
-    """The mark of a line in a legend."""
+    """The mark of a line, or of a box, in a legend."""
     return f'<span class="stroke {style}" aria-hidden="true"></span>'
 
 
-def _breakable(name: str) -> str:
-    """A name that may be broken after its dots."""
-    return escape(name).replace(".", ".<wbr>")
+def _whole(name: str) -> str:
+    """A name whose percentage is not broken."""
+    return escape(name.replace(" %", "\N{NO-BREAK SPACE}%"))
 
 
 def _class(*names: str) -> str:

@@ -9,6 +9,7 @@ from .data import ReportData, Summary, chosen_row, headline, summarize
 from .layers import layers, spectra
 from .markup import section
 from .style import CSS
+from .words import speed, unit
 
 
 def render(data: ReportData) -> str:
@@ -56,16 +57,18 @@ def _tiles(dense: Summary, row: Summary) -> Iterator[tuple[str, str, str, str, s
         yield "accuracy", f"{fmean(dense.accuracy):.1f}", f"{fmean(row.accuracy):.1f}", " %", words
     for name, whole, kept in (("FLOPs", dense.flops, row.flops), ("parameters", dense.params, row.params)):
         before, after = fmean(whole), fmean(kept)
-        letter, size = next((u for u in _UNITS if before >= u[1]), ("", 1.0))
+        letter, size = unit(before)
         share = f"{100 * after / before:.3g} % kept"
-        yield name, f"{before / size:.3g}", f"{after / size:.3g}", letter, share
+        yield name, f"{before / size:.3g}", f"{after / size:.3g}", f" {letter}".rstrip(), share
     for n, speedup in row.speedup.items():
         before, after = fmean(dense.milliseconds[n]), fmean(row.milliseconds[n])
-        words = f"{fmean(speedup):.2f} times as fast"
-        yield f"time, batch of {n}", f"{before:.3g}", f"{after:.3g}", " ms", words
-
-
-_UNITS = ((" T", 1e12), (" G", 1e9), (" M", 1e6), (" k", 1e3))
+        yield (
+            f"time, batch of {n}",
+            f"{before:.3g}",
+            f"{after:.3g}",
+            " ms",
+            speed(fmean(speedup)).removeprefix("runs "),
+        )
 
 
 def _settings(data: ReportData) -> str:

@@ -25,17 +25,17 @@ def environment(device: str | torch.device = "cpu") -> dict[str, str]:
 
 
 def target_name(target: Mapping[str, float]) -> str:
-    """A plan's target: ``"50 %"`` of the FLOPs, ``"30 % of parameters"``, ``"ratio 0.5"``."""
+    """A plan's target: ``"50 % of FLOPs"``, ``"30 % of parameters"``, ``"ratio 0.5"``."""
     ((measure, value),) = target.items()
     if measure == "ratio":
         return f"ratio {value:.3g}"
-    return f"{100 * value:.3g} %" + (" of parameters" if measure == "params" else "")
+    return f"{100 * value:.3g} % of {'FLOPs' if measure == 'flops' else 'parameters'}"
 
 
 def plan_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The settings of several plans, each value once."""
     told = {"method": _each(s["method"] for s in settings)}
-    told["target"] = _each(", ".join(f"{k} {v:.4g}" for k, v in s["target"].items()) for s in settings)
+    told["target"] = _each(target_name(s["target"]) for s in settings)
     names = dict.fromkeys(name for s in settings for name in s if name not in (*told, *_NOT_SHOWN))
     for name in names:
         told[name.replace("_", " ")] = _each(s[name] for s in settings if name in s)
@@ -54,3 +54,27 @@ def _factors(settings: Mapping[str, Any]) -> str:
         f"{settings['kind']}, {settings['loss']}, Fisher {settings['fisher']}{draws}, weights shared: "
         f"{settings['weight_sharing']}, {settings['count']:,} examples, seed {settings['seed']}{half}"
     )
+
+
+_SCORES = {
+    "eigendamage": "A direction's score is twice the loss that cutting it alone would add.",
+    "eigendamage-depthwise": "A direction's score is twice the loss that cutting it alone would add.",
+    "c-obd": "A filter's score is Σ w²F over its weights, F the Fisher's diagonal.",
+    "c-obs": "A filter's score is Σ w² / ([G⁻¹][A⁻¹]) over its weights, each as if it alone went.",
+    "kron-obd": "A filter's score is twice the loss that zeroing it alone would add.",
+    "kron-obs": "A filter's score is twice the loss that it costs once all others make up for it.",
+    "nn-slimming": "A filter's score is the sum of |γ| in the batch norms behind it.",
+    "l1": "A filter's score is the sum of its absolute weights.",
+    "taylor": "A filter's score is (Σ w ∂L/∂w)², L the mean loss.",
+    "random": "A filter's score is a random number.",
+}
+
+
+def why(settings: Mapping[str, Any]) -> str:
+    """What decides over a plan's cuts, in two sentences."""
+    score = _SCORES.get(settings["method"], "")
+    if settings.get("allocation") == "least_loss":
+        return (
+            f"{score} Ranks and forms are those with the least sum of predicted losses in the budget.".strip()
+        )
+    return f"{score} What scores below one threshold for the whole network is cut.".strip()

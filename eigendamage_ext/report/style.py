@@ -60,34 +60,41 @@ section > p { margin: 0 0 1.25rem; max-width: 46rem; color: var(--muted); text-w
 header + section { margin-top: 2.25rem; }
 
 .strip {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(46%, 10.5rem), 1fr)); gap: 1px;
-  margin: 1.5rem 0 0; background: var(--grid); border: 1px solid var(--grid);
+  display: flex; flex-wrap: wrap; gap: 1px; margin: 1.5rem 0 0; background: var(--grid);
+  border: 1px solid var(--grid);
 }
-.strip div { padding: .7rem .9rem; background: var(--paper); }
-.strip dd { margin: 0; font-size: 1.05rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
+.strip div { flex: 1 1 8.75rem; padding: .7rem .9rem; background: var(--paper); }
+.strip dd {
+  margin: 0; white-space: nowrap; font-size: 1.05rem; line-height: 1.4; font-variant-numeric: tabular-nums;
+}
 .strip strong { font-weight: 650; }
-.strip .note { color: var(--muted); font-size: .85rem; }
+.strip .note { white-space: normal; color: var(--muted); font-size: .85rem; }
 
 .pair {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1.5rem 2rem;
 }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 13.5rem), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; }
-figcaption { margin-top: .3rem; color: var(--muted); font-size: .85rem; line-height: 1.5; }
-.legend { margin-right: .9rem; color: var(--muted); font-size: .85rem; white-space: nowrap; }
+figcaption {
+  margin-top: .3rem; color: var(--muted); font-size: .85rem; line-height: 1.5; overflow-wrap: anywhere;
+}
+.legend {
+  display: inline-block; max-width: 100%; margin-right: .9rem; color: var(--muted); font-size: .85rem;
+  overflow-wrap: anywhere;
+}
 .key { margin-right: .35rem; }
 .stroke {
   display: inline-block; width: 1.2rem; margin-right: .4rem; vertical-align: .25em; border-top: 2px dashed;
 }
 .stroke.level { color: var(--ink); border-top: 1.5px solid; }
 .stroke.guide { border-top: 2px dotted; }
-.box { display: inline-block; width: .7rem; height: .7rem; margin-right: .35rem; }
+.box { width: .7rem; height: .7rem; border: 0; vertical-align: 0; }
 .box.before { background: var(--before); }
 .box.after { background: var(--s0); }
 .key-line { line-height: 1.4; }
 
-.chart { display: block; width: 100%; max-width: 29rem; height: auto; overflow: visible; }
-.chart text { fill: var(--muted); font-size: 11px; font-variant-numeric: tabular-nums; }
+.chart { display: block; width: 100%; max-width: 28rem; height: auto; overflow: visible; }
+.chart text { fill: var(--muted); font-size: 11.5px; font-variant-numeric: tabular-nums; }
 .chart .name { fill: var(--ink); font-weight: 550; }
 .chart path { fill: none; stroke: currentColor; stroke-linejoin: round; }
 .chart .grid { display: inline; color: var(--grid); stroke-width: .7; }
@@ -141,6 +148,7 @@ tbody th {
   max-width: 20rem;
 }
 td:not(.number) { min-width: 4rem; }
+.small.chart text { font-size: 12.5px; }
 td:last-child:not(.number) { min-width: 13rem; color: var(--muted); }
 .number { text-align: right !important; white-space: nowrap; }
 thead .number { white-space: normal; }
@@ -153,6 +161,7 @@ thead .number { white-space: normal; }
   background: linear-gradient(90deg, var(--s0) var(--bar), var(--grid) 0)
     right .7rem top 1.72rem / min(4rem, 100% - 1.4rem) 3px no-repeat;
 }
+.layers tbody th, .glance tbody th, .networks tbody th { white-space: nowrap; }
 .glance { width: auto; }
 .glance tr > * { padding-right: .7rem; }
 .tint { background: color-mix(in srgb, var(--s0) var(--tint), var(--paper)); }
@@ -172,7 +181,11 @@ dd { margin: 0; font-size: .9rem; overflow-wrap: anywhere; }
   main { padding-top: 1.75rem; }
   section { margin-top: 2.5rem; }
   th, td { padding: .375rem .55rem; }
-  tbody th { max-width: 9.5rem; }
+  .layers tbody th, .glance tbody th {
+    white-space: normal; overflow-wrap: anywhere; min-width: 9.5rem; max-width: 10rem;
+  }
+  .strip div { padding: .6rem .65rem; }
+  .strip dd { font-size: .95rem; }
   .columns { height: 7rem; }
 }
 @media print {

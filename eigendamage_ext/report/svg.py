@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from .words import number
+
 SHAPES = ("●", "■", "◆", "▲")
 COLOURS = 6  # classes s0 to s5 of the style sheet
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,10 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / most)]
 
 
-def number(value: float) -> str:
-    """A tick's number: 0.05, 20, 10⁻⁶."""
-    if value and not 1e-3 <= abs(value) < 1e5:
-        exponent = math.floor(math.log10(abs(value)) + 1e-9)
-        digit = round(value / 10.0**exponent)
-        power = "10" + str(exponent).translate(_SUPERSCRIPTS)
-        return power if digit == 1 else f"{digit}·{power}".replace("-", "−")
-    return f"{value:.6g}".replace("-", "−")
-
-
-def svg(description: str, width: float, height: float, *parts: str) -> str:
+def svg(description: str, width: float, height: float, *parts: str, style: str = "") -> str:
     """The whole drawing; readers that do not see it get the description."""
-    label, box = escape(description), f"0 0 {width:g} {height:g}"
-    return f'<svg class="chart" role="img" aria-label="{label}" viewBox="{box}">{"".join(parts)}</svg>'
+    label, box, kind = escape(description), f"0 0 {width:g} {height:g}", f"chart {style}".strip()
+    return f'<svg class="{kind}" role="img" aria-label="{label}" viewBox="{box}">{"".join(parts)}</svg>'
 
 
 def axes(
