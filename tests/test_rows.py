@@ -185,6 +185,37 @@ def test_an_expert_to_whom_as_many_rows_come_as_there_are_examples_is_refused_to
         factors.diagonal(model, [x], progress=False)
 
 
+class Table(Net):
+    """Adds what a layer makes of a table of positions, which all examples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.places = nn.Linear(2, 4).double(), torch.randn(6, 2, dtype=torch.float64)
+
+    def folded(self, x, call):
+        return call(x) + self.c(self.places)
+
+
+@pytest.mark.parametrize("net", [Table, Windows, PositionsFirst])
+def test_rows_that_examples_share_are_refused_by_name(net):
+    model, x = net(), data()
+    factors = estimate(model, x)
+    shared = {"c": "rows of its input belong to several examples, whose gradients cannot be told apart"}
+    assert factors.skipped == (shared if net is Table else {})
+    p = model(x).softmax(1)
+    torch.testing.assert_close(factors["b"].G, (p.diag_embed() - p[:, :, None] * p[:, None]).mean(dim=0))
+
+
+def test_the_gradient_of_shared_rows_is_a_sum_like_any_other():
+    model, x = Table(), data()
+    factors = curvature.estimate_factors(model, [x[:1]], progress=False)  # of one example nothing is shared
+    factors.gradients(model, [(x, Y)], progress=False)
+    [expected] = torch.autograd.grad(nn.functional.cross_entropy(model(x), Y), [model.c.weight])
+    torch.testing.assert_close(factors["c"].gradient[:, :-1], expected)
+    with pytest.raises(ValueError, match="'c': its input starts with 6 rows where the batch has 4 examples"):
+        factors.diagonal(model, [x], progress=False)
+
+
 def test_gradients_that_are_not_numbers_are_told_as_such():
     class Root(Windows):
         def folded(self, x, call):

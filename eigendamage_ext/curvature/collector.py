@@ -43,7 +43,8 @@ class Collector(ABC):
     """
 
     gradient = "output gradient"  # whose squares a subclass adds up, in errors
-    by_example = False  # whether one example's rows must be told from another's
+    by_example = False  # whether it counts which rows are whose
+    apart = True  # whether each row must be of one example alone
 
     def __init__(
         self, layers: Mapping[str, nn.Module], *, caller: str, autocast: torch.dtype | None = None
@@ -53,12 +54,12 @@ class Collector(ABC):
         self._layers, self._caller, self._autocast = layers, caller, autocast
         self._recording = False
         self._batch: Batch
+        self._row_check: RowCheck
         self._calls: Counter[str] = Counter()  # in the current forward pass
         self._last_vector = False
         self._called: set[str] = set()
         self._reached: set[str] = set()  # by a gradient
         self._leaves: list[Tensor] = []
-        self._row_check = RowCheck()
 
     @abstractmethod
     def add_input(self, name: str, x: Tensor, output: Tensor, batch: Batch) -> None:
@@ -91,7 +92,7 @@ class Collector(ABC):
         progress: bool,
     ) -> Seen:
         """Collects from every batch of a loader, up to `max_examples` examples."""
-        seen = Seen()
+        seen, self._row_check = Seen(), RowCheck(by_example=self.by_example)
         stream = batches(
             loader,
             adapter=adapter,
@@ -145,7 +146,7 @@ class Collector(ABC):
         def send(vector: Tensor, more: bool = True) -> None:
             torch.autograd.grad(logits, self._leaves, vector, retain_graph=more, allow_unused=True)
 
-        self.dropped |= self._row_check.strays(logits.detach(), send)
+        self.dropped |= self._row_check.faults(logits.detach(), send)
         for index, vector in enumerate(
             fisher.vectors(logits, batch.targets, batch.first, batch.inputs), start=1
         ):
@@ -174,11 +175,12 @@ class Collector(ABC):
             self.dropped[name] = "called more than once in a forward pass"
             return
         spec, x, examples = self.specs[name], batched(self.specs[name], x.detach()), len(self._batch)
-        if self.by_example:
-            if reason := obstacle(spec, x, examples):
-                self.dropped[name] = reason
-                return
+        if self.by_example and (reason := obstacle(spec, x, examples)):
+            self.dropped[name] = reason
+            return
+        if self.apart:
             self._row_check.note(spec, x, examples)
+        if self.by_example:
             x = grouped(spec, x, examples)
         self.add_input(name, x, output, self._batch)
         if name in self.dropped:

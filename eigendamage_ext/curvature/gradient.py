@@ -13,7 +13,7 @@ class Gradients(WeightGradients):
     """Sums the gradients of the examples' losses."""
 
     caller = "gradients"
-    by_example = False
+    by_example = apart = False
 
     def add_input(self, name: str, x: Tensor, output: Tensor, batch: Batch) -> None:
         """Keeps the input; refuses a batch without labels."""
