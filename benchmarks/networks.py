@@ -139,7 +139,6 @@ TRANSFORMER = {
     "intermediate_size": 64,
     "num_labels": CLASSES,
 }
-ADAPTERS = {"GPT-2": ed.Adapter(logits=lambda output: output.logits[:, -1])}
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "ResNet": resnet,
     "ConvNeXt": convnext,
@@ -174,7 +173,7 @@ def batch(name: str, count: int = 8) -> Inputs:
 
 def prune(name: str, model: nn.Module) -> ed.PruneResult:
     """The model at 0.6 of its FLOPs."""
-    return ed.prune(model, [batch(name)], target={"flops": KEPT}, adapter=ADAPTERS.get(name), progress=False)
+    return ed.prune(model, [batch(name)], target={"flops": KEPT}, progress=False)
 
 
 def row(name: str, result: ed.PruneResult, obstacle: str | None) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import eigendamage_ext as ed
-from benchmarks.networks import ADAPTERS, CLASSES, KEPT, NETWORKS, PAGE, batch, network, prune, row, saved
+from benchmarks.networks import CLASSES, KEPT, NETWORKS, PAGE, batch, network, prune, row, saved
 from eigendamage_ext._adapter import Adapter, Inputs, call, logits_of, take
 from eigendamage_ext.curvature.layers import is_factored, select
 from eigendamage_ext.pruning import planning
@@ -165,7 +165,7 @@ def test_it_is_saved_and_loaded_and_stands_in_the_table(case, tmp_path):
 def test_with_all_directions_it_is_the_network(case):
     model, x = network(case.name).double(), case.x
     x = x.double() if isinstance(x, Tensor) else x
-    factors = ed.estimate_factors(model, [x], adapter=ADAPTERS.get(case.name), progress=False)
+    factors = ed.estimate_factors(model, [x], progress=False)
     plan = ed.plan(model, factors, target={"flops": 1})
     rebuilt = [
         name
