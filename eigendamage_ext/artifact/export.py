@@ -5,6 +5,7 @@ To read a `.pt2` is to run what it says, so nothing here reads one but that whic
 
 import copy
 import importlib.util
+import inspect
 import io
 import logging
 import os
@@ -12,22 +13,22 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from eigendamage_ext._adapter import map_tensors
+from eigendamage_ext._adapter import Inputs, as_inputs, call, count, map_tensors, named_tensors
 from eigendamage_ext._files import write_atomically
+from eigendamage_ext.artifact.network import Network
 from eigendamage_ext.curvature.state import check_model, preserved
 from eigendamage_ext.pruning.channel_check import first_line, tensors_in
 from eigendamage_ext.pruning.measure import dtype_of
 from eigendamage_ext.pruning.plan import PruneResult
 
-Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
-Batch = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # positional and named
-Run = Callable[[Batch], list[Tensor]]
+Run = Callable[[Inputs], list[Tensor]]
 
 DIMENSION = "batch"  # its name in the file
 LIMIT = 2_000_000_000  # bytes of weights in ONNX; what it is written with ends at 2³¹ with all the rest
@@ -39,7 +40,10 @@ LOGGED = ("torchvision is not installed. Skipping ", "Unable to find user code c
 
 
 def export(
-    model: nn.Module | PruneResult, path: str | os.PathLike[str], *, example_inputs: Inputs | None = None
+    model: nn.Module | PruneResult,
+    path: str | os.PathLike[str],
+    *,
+    example_inputs: Inputs | Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model for another runtime, atomically: `.pt2` for torch.export, `.onnx` for ONNX in one file.
 
@@ -51,8 +55,9 @@ def export(
     Args:
         model: The model, or the result of pruning; it is left as it is.
         path: Where the file goes. ONNX needs the extra ``[onnx]``.
-        example_inputs: What the model takes: a tensor ``(N, …)``, a tuple of such for several arguments, or a
-            mapping of such for arguments by name. None: that of the result's plan.
+        example_inputs: What the model takes: a tensor ``(N, …)``, a tuple for several arguments, or a mapping
+            for arguments by name; what is not a tensor there stays what it is. None: that of the result's
+            plan.
 
     Raises:
         ModuleNotFoundError: A package that ONNX needs is missing; nothing has been done then.
@@ -124,43 +129,35 @@ def _planned(model: nn.Module | PruneResult) -> Inputs:
     return cast
 
 
-def _batch(inputs: Inputs) -> Batch:
-    """Inputs as arguments on the CPU, checked."""
-    args = (inputs,) if isinstance(inputs, Tensor) else inputs if isinstance(inputs, tuple) else ()
-    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
-    tensors = [*args, *kwargs.values()]
-    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or type(inputs).__name__
-        raise TypeError(
-            f"export: example_inputs must be a tensor, a tuple or a mapping of tensors, got {kinds}; give "
-            "the model's other arguments a default"
-        )
-    shapes = [tuple(tensor.shape) for tensor in tensors]
-    if not all(shape and shape[0] == shapes[0][0] > 0 for shape in shapes):
-        raise ValueError(
-            f"export: example_inputs must have the batch as their first dimension, got {shapes}; make them "
-            "equally long"
-        )
-    moved = [tensor.detach().to("cpu") for tensor in tensors]
-    return tuple(moved[: len(args)]), dict(zip(kwargs, moved[len(args) :], strict=True))
+def _batch(inputs: Any) -> Inputs:
+    """Inputs on the CPU, checked."""
+    batch = as_inputs(inputs)
+    rule = "export: example_inputs must be a tensor, a tuple or a mapping with tensors"
+    if batch is None:
+        raise TypeError(f"{rule}, got {type(inputs).__name__}; pass what the model takes")
+    if count(batch, rule, "example_inputs") < 1:
+        raise ValueError(f"{rule} of one example or more, got none; pass some")
+    moved: Inputs = map_tensors(lambda tensor: tensor.detach().to("cpu"), batch)
+    return moved
 
 
-def _of(batch: Batch, number: int) -> Batch:
+def _of(batch: Inputs, number: int) -> Inputs:
     """A batch of so many: its examples again and again, random where they are zeros."""
 
     def resized(tensor: Tensor) -> Tensor:
+        if not tensor.dim():
+            return tensor
         rows = tensor[torch.arange(number) % len(tensor)]
         return torch.randn_like(rows) if rows.is_floating_point() and not rows.any() else rows
 
-    args, kwargs = batch
-    return tuple(map(resized, args)), {name: resized(tensor) for name, tensor in kwargs.items()}
+    many: Inputs = map_tensors(resized, batch)
+    return many
 
 
-def _outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
+def _outputs(model: nn.Module, batch: Inputs) -> list[Tensor]:
     """The tensors that the model returns."""
-    args, kwargs = batch
     try:
-        return list(tensors_in(model(*args, **kwargs)))
+        return list(tensors_in(call(model, batch)))
     except Exception as error:
         raise ValueError(
             "export: example_inputs must be what the model takes, for any number of examples, got "
@@ -168,15 +165,25 @@ def _outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
         ) from error
 
 
-def _number(batch: Batch) -> int:
-    return len(next(tensors_in(list(batch))))
+def _number(batch: Inputs) -> int:
+    return count(batch, "export: example_inputs must be a batch", "example_inputs")
 
 
-def _program(model: nn.Module, batch: Batch) -> torch.export.ExportedProgram:
+def _sizes(value: Any) -> Any:
+    """What torch.export is told of the sizes of inputs: that the first of each is the batch's."""
+    if isinstance(value, Tensor):
+        return {0: torch.export.Dim(DIMENSION, min=1)} if value.dim() else None
+    if isinstance(value, dict):
+        return {key: _sizes(part) for key, part in value.items()}
+    return type(value)(map(_sizes, value)) if isinstance(value, (tuple, list)) else None
+
+
+def _program(model: nn.Module, batch: Inputs) -> torch.export.ExportedProgram:
     """What the model does, by torch.export, without the arguments and the lines of the source."""
-    args, kwargs = batch
-    size = {0: torch.export.Dim(DIMENSION, min=1)}
-    sizes = dict.fromkeys(kwargs, size) if kwargs else (size,) * len(args)
+    args: tuple[Any, ...] = () if isinstance(batch, dict) else batch if isinstance(batch, tuple) else (batch,)
+    kwargs: dict[str, Any] = batch if isinstance(batch, dict) else {}
+    _name_inputs(model)
+    sizes = _sizes(kwargs or args)
     try:
         with redirect_stderr(io.StringIO()):  # where it prints how far it got
             program = torch.export.export(model, args, kwargs, dynamic_shapes=sizes, strict=False)
@@ -189,6 +196,16 @@ def _program(model: nn.Module, batch: Batch) -> torch.export.ExportedProgram:
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
+
+
+def _name_inputs(model: nn.Module) -> None:
+    """Tells torch.export what the inputs of a network are called that was loaded without its class."""
+    if isinstance(model, Network):
+        forward = partial(type(model).forward, model)
+        names = model.network_graphs.evaluation.inputs
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        model.forward = forward  # type: ignore[method-assign]
 
 
 def _reason(error: Exception) -> str:
@@ -215,17 +232,23 @@ def _pt2(program: torch.export.ExportedProgram, file: BinaryIO) -> Run:
     file.seek(0)
     loaded = torch.export.load(file).module()
 
-    def run(batch: Batch) -> list[Tensor]:
-        args, kwargs = batch
-        return list(tensors_in(loaded(*args, **kwargs)))
+    return lambda batch: list(tensors_in(call(loaded, batch)))
 
-    return run
+
+def _tensor_inputs(program: torch.export.ExportedProgram) -> list[str]:
+    """Names of the inputs that are tensors."""
+    kinds = torch.export.graph_signature
+    return [
+        spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind == kinds.InputKind.USER_INPUT and isinstance(spec.arg, kinds.TensorArgument)
+    ]
 
 
 def _onnx(program: torch.export.ExportedProgram, file: BinaryIO) -> Run | None:
     """Writes ONNX, and returns what runs it, if it is there."""
     try:
-        sizes = [{0: DIMENSION}] + [None] * (len(program.graph_signature.user_inputs) - 1)
+        sizes = [{0: DIMENSION}, *[None] * (len(_tensor_inputs(program)) - 1)]
         found = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=sizes)
         assert found is not None
         content = found.model_proto.SerializeToString()
@@ -254,8 +277,8 @@ def _onnx(program: torch.export.ExportedProgram, file: BinaryIO) -> Run | None:
         ) from error
     names = [argument.name for argument in session.get_inputs()]
 
-    def run(batch: Batch) -> list[Tensor]:
-        arrays = [tensor.numpy() for tensor in tensors_in(list(batch))]
+    def run(batch: Inputs) -> list[Tensor]:
+        arrays = [tensor.numpy() for _, tensor in named_tensors(batch)]
         outputs = session.run(None, dict(zip(names, arrays, strict=True)))
         return [torch.from_numpy(output) for output in outputs]
 
