@@ -44,9 +44,8 @@ def run(options: argparse.Namespace) -> int:
     from eigendamage_ext.runs.plans import compared, plans
     from eigendamage_ext.runs.stages import write_json
 
-    path = factors / "factors.safetensors" if factors.is_dir() else factors
     found = []
-    for planned in plans(settings, path, "plan"):
+    for planned in plans(settings, factors, "plan"):
         found.append(planned)
         if options.full and isinstance(planned.plan, Plan):
             print(f"{planned.plan}\n")

@@ -8,10 +8,9 @@ from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.pruning.allocation import UnreachableError
 from eigendamage_ext.pruning.plan import Plan
 from eigendamage_ext.pruning.table import change, table
-from eigendamage_ext.runs.networks import load_network
 from eigendamage_ext.runs.reach import briefly
 from eigendamage_ext.runs.settings import Goal, PlanSettings, Way
-from eigendamage_ext.runs.subject import make_plan
+from eigendamage_ext.runs.subject import make_plan, network
 
 
 class Planned(NamedTuple):
@@ -22,13 +21,20 @@ class Planned(NamedTuple):
     plan: Plan[Any] | str
 
 
-def plans(settings: PlanSettings, factors: Path, caller: str) -> Iterator[Planned]:
+def plans(settings: PlanSettings, source: Path, caller: str) -> Iterator[Planned]:
     """The plans, methods first.
+
+    Args:
+        settings: What is planned.
+        source: A file of factors, or the folder of a run.
+        caller: The command, for messages.
 
     Raises:
         ValueError: The factors do not fit the network or a method; an ArtifactError where a file is damaged.
     """
-    found, model = Factors.load(factors), load_network(settings, caller).eval()
+    out = source if source.is_dir() else None
+    found = Factors.load(out / "factors.safetensors" if out else source)
+    model = network(settings, settings.seed, caller, out=out)
     for way in settings.ways:
         for goal in settings.goals:
             try:

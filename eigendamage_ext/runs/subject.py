@@ -18,7 +18,7 @@ from eigendamage_ext.pruning.planning import plan
 from eigendamage_ext.runs.data import Loader, Loaders, examples, load_data
 from eigendamage_ext.runs.directory import FIRST
 from eigendamage_ext.runs.networks import load_network
-from eigendamage_ext.runs.settings import Goal, Limits, Pruned, Way
+from eigendamage_ext.runs.settings import Goal, Limits, Network, Pruned, Way
 from eigendamage_ext.runs.stages import read_json, write_json
 
 REPEATS = 11  # of a timing, of which the median counts
@@ -60,19 +60,9 @@ class Subject:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network, in eval mode.
-
-        Raises:
-            ValueError: It is not the one that the run began with.
-        """
-        with seeded(self.settings.seed, torch.device("cpu")):
-            model = load_network(self.settings, self.caller).eval()
-        if self.path.exists() and read_json(self.path)["weights"] != weights_digest(model.state_dict()):
-            raise ValueError(
-                f"{self.caller}: model must be the one that the run in {self.path.parent.parent} began with, "
-                "got one with other weights; choose another -o, or throw that run away with --start-over"
-            )
-        return model.to(self.device)
+        """The network, in eval mode."""
+        out = self.path.parent.parent
+        return network(self.settings, self.settings.seed, self.caller, out=out).to(self.device)
 
     @cached_property
     def data(self) -> Loaders:
@@ -137,6 +127,29 @@ class Subject:
     def _plan(self, goal: Goal, way: Way, factors: Path | None) -> Plan[Any]:
         """The plan for a goal, from a file of factors if the method needs any."""
         return planned(self, None if factors is None else self.factors(factors), goal, way)
+
+
+def network(settings: Network, seed: int, caller: str, *, out: Path | None) -> nn.Module:
+    """The network of the settings, in eval mode on the CPU.
+
+    Args:
+        settings: What it is.
+        seed: Of a factory that draws weights.
+        caller: The command, for messages.
+        out: The folder of a run that it belongs to.
+
+    Raises:
+        ValueError: There is none, or it is not the one that the run began with.
+    """
+    with seeded(seed, torch.device("cpu")):
+        model = load_network(settings, caller).eval()
+    dense = None if out is None else out / FIRST
+    if dense and dense.exists() and read_json(dense)["weights"] != weights_digest(model.state_dict()):
+        raise ValueError(
+            f"{caller}: model must be the one that the run in {out} began with, got one with other weights; "
+            "choose another -o, or throw that run away with --start-over"
+        )
+    return model
 
 
 def planned(subject: Subject, factors: Factors | None, goal: Goal, way: Way) -> Plan[Any]:
