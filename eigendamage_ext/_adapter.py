@@ -59,6 +59,15 @@ def check_adapter(caller: str, adapter: object) -> Adapter:
     return adapter
 
 
+def adapter_record(adapter: Adapter) -> dict[str, str | None] | None:
+    """An adapter in a record: what its functions are called; None for one that does nothing."""
+    names = {
+        name: None if function is None else qualified_name(function)
+        for name, function in (("split", adapter.split), ("logits", adapter.logits))
+    }
+    return names if any(names.values()) else None
+
+
 def unpack(batch: Any, adapter: Adapter, *, caller: str, index: int) -> tuple[Inputs, Tensor | None, int]:
     """Inputs, targets and the number of examples in what a loader yields as batch `index`.
 

@@ -22,12 +22,16 @@ class OutOfTime(Exception):  # noqa: N818  # not an error: nothing is lost
 
 
 class Epoch(TypedDict):
-    """One epoch of a history: its number from 1, its first learning rate, means over its examples."""
+    """One epoch of a history: its number from 1, its first learning rate, means over what it trained on.
+
+    That is its examples, or of token-level logits the positions that count. The accuracy under a loss of
+    one's own is None.
+    """
 
     epoch: int
     lr: float
     loss: float
-    accuracy: float
+    accuracy: float | None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""What a loss is the sum of: which positions of an example count, and losses of one's own."""
+"""What training and curvature take as the loss: which positions count, and losses of one's own."""
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eigendamage_ext._adapter import Inputs
@@ -67,6 +68,52 @@ def counted(logits: Tensor, targets: Tensor | None, inputs: Inputs | None, calle
             f"count, got {tuple(mask.shape)}; give targets, -100 where a position does not count"
         )
     return torch.ones(shape, dtype=torch.bool, device=logits.device)
+
+
+def answers(
+    caller: str, inputs: Inputs, logits: Tensor, y: Tensor, taught: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits, targets and the teacher's logits of what counts: ``(m, C)``, ``(m,)``, ``(m, C)``.
+
+    Raises:
+        ValueError: Logits and targets do not belong together, or nothing counts.
+    """
+    if logits.dim() not in (2, 3) or y.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{caller}: model must give logits (n, C) for targets (n,), or (n, T, C) for (n, T), got "
+            f"{tuple(logits.shape)} for {tuple(y.shape)}; flatten further dimensions into the batch, or pass "
+            "adapter=ed.Adapter(…)"
+        )
+    taught = None if taught is None else taught.to(logits.device)
+    counts = counted(logits, y, inputs, caller)
+    if counts is None:
+        return logits, y, taught
+    if not counts.any():
+        raise ValueError(
+            f"{caller}: loader must yield a target that counts in every batch, got -100 or a mask of 0 at "
+            "all positions; leave such batches out"
+        )
+    return logits[counts], y[counts], None if taught is None else taught[counts]
+
+
+def hits_in(logits: Tensor, y: Tensor) -> Tensor:
+    """How many rows ``(m, C)`` have their largest logit at their target; one with a NaN has not."""
+    return ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
+
+
+def distilled(
+    logits: Tensor, y: Tensor, teacher_logits: Tensor | None, temperature: float, distillation: float
+) -> Tensor:
+    """The mean cross entropy of ``logits (m, C)``, or what `train` makes of it and a teacher's logits."""
+    if teacher_logits is None:
+        return F.cross_entropy(logits, y)
+    divergence = F.kl_div(
+        F.log_softmax(logits / temperature, 1),
+        F.log_softmax(teacher_logits / temperature, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return (1 - distillation) * F.cross_entropy(logits, y) + distillation * temperature**2 * divergence
 
 
 def _attention(inputs: Inputs | None) -> tuple[str, Tensor | None]:

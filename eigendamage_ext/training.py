@@ -1,8 +1,10 @@
-"""Training, fine-tuning, evaluation and BN re-estimation of image classifiers, in plain PyTorch.
+"""Training, fine-tuning, evaluation and BN re-estimation of classifiers, in plain PyTorch.
 
-A loader is any iterable of batches ``(input, target)`` that can be iterated again: input ``(n, ...)``,
-target ``(n,)`` class indices. Batches move to the model's device. Every function leaves train/eval flags
-and PyTorch's global random state (CPU and the model's device) as it found them, also after an exception.
+A loader is any iterable, to be iterated again, of batches as `estimate_factors` takes them: ``(input,
+target)``, or a mapping with "labels". Targets are class indices ``(n,)``, or ``(n, T)`` for a model that
+gives logits ``(n, T, C)``. Of those only positions count whose target is not -100 and whose "attention_mask"
+is not 0. Batches move to the model's device. Every function leaves train/eval flags and PyTorch's global
+random state (CPU and the model's device) as it found them, also after an exception.
 """
 
 import math
@@ -18,7 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ._adapter import (
+    Adapter,
+    Inputs,
+    adapter_record,
+    call,
+    check_adapter,
+    logits_of,
+    move,
+    qualified_name,
+    unpack,
+)
 from ._checkpoint import Checkpoint, Epoch, OutOfTime, TrainingState
+from ._objective import Loss, answers, check_loss, distilled, hits_in, losses_of
 from ._progress import track
 from ._random import seeded
 
@@ -35,6 +49,7 @@ __all__ = [
     "train",
 ]
 
+LOSSES = ("cross_entropy",)
 SCHEDULES = ("cosine", "step", "constant")
 
 
@@ -52,6 +67,8 @@ def train(
     distillation: float = 0.9,
     seed: int = 0,
     autocast: torch.dtype | None = None,
+    loss: str | Loss = "cross_entropy",
+    adapter: Adapter | None = None,
     checkpoint: Checkpoint | None = None,
     progress: bool = True,
 ) -> list[Epoch]:
@@ -62,7 +79,7 @@ def train(
     eval mode without gradients.
 
     Args:
-        model: Input ``(n, ...)`` to logits ``(n, C)``; parameters that do not require grad stay as they are.
+        model: Gives logits ``(n, C)`` or ``(n, T, C)``; parameters that do not require grad stay as they are.
         loader: Batches; ``loader.set_epoch(epoch)`` is called before each epoch where it exists.
         epochs: Passes over the loader, 0 or more.
         lr: Learning rate at the start.
@@ -76,6 +93,9 @@ def train(
         seed: Seeds dropout and any loader that draws from PyTorch's global generator.
         autocast: torch.bfloat16 runs ``model`` and ``teacher`` under `torch.autocast`; weights and loss stay
             as they are.
+        loss: "cross_entropy", averaged over a batch's examples or positions that count; or a function of your
+            own, ``loss(logits, targets)`` of each example ``(n,)``, averaged over them.
+        adapter: How to read batches and outputs that are not of the usual kinds; see `Adapter`.
         checkpoint: Where training is written down between epochs. If the file exists already, training goes
             on from there, to the same result as if it had never stopped.
         progress: Show a progress bar.
@@ -97,6 +117,8 @@ def train(
             f"train: autocast must be torch.bfloat16 or None, got {autocast!r}; float16 needs a loss scaled "
             "step by step"
         )
+    check_loss("train", loss, LOSSES)
+    adapter = check_adapter("train", adapter)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(
@@ -104,6 +126,11 @@ def train(
         )
     if teacher is not None:
         _check_teacher(model, teacher, temperature, distillation)
+        if callable(loss):
+            raise ValueError(
+                f"train: teacher must be None for a loss of your own, got {type(teacher).__name__}; call it "
+                "within your loss"
+            )
 
     device = _device(model)
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -113,6 +140,8 @@ def train(
     settings: dict[str, Any] = {"epochs": epochs, "lr": lr, "momentum": momentum, "schedule": schedule}
     settings |= {"weight_decay": weight_decay, "seed": seed, "autocast": str(autocast), "steps": steps}
     settings["teacher"] = None if teacher is None else [temperature, distillation]
+    settings["loss"] = qualified_name(loss) if callable(loss) else None
+    settings["adapter"] = adapter_record(adapter)
     with ExitStack() as stack:
         generators = stack.enter_context(seeded(seed, device))
         stack.enter_context(_mode(model, training=True))
@@ -128,18 +157,25 @@ def train(
             enabled=progress,
         )
         for epoch, step, batch in batches:
-            x, y = _labelled(batch, device, "train")
+            inputs, y, size = _labelled(batch, device, adapter, "train", step)
             rate = learning_rate(lr, schedule, (epoch + (step / steps if steps else 0.0)) / epochs)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with half():
-                logits, teacher_logits = _logits(model, x, y, "train"), _teach(teacher, x)
+                logits = logits_of(call(model, inputs), adapter, caller="train")
+                teacher_logits = _teach(teacher, inputs, adapter)
             if autocast:
                 logits = logits.float()
                 teacher_logits = None if teacher_logits is None else teacher_logits.float()
-            loss = _loss(logits, y, teacher_logits, temperature, distillation)
-            # Both at once: a device is waited for here and nowhere else in a step.
-            value, hits = torch.stack([loss.detach().double(), _hits(logits, y).double()]).tolist()
+            if callable(loss):
+                objective = losses_of(loss, logits, y, "train").mean()
+                right = torch.zeros_like(objective)
+            else:
+                logits, y, teacher_logits = answers("train", inputs, logits, y, teacher_logits)
+                objective, size = distilled(logits, y, teacher_logits, temperature, distillation), len(y)
+                right = hits_in(logits, y)
+            # Both at once: a device is waited for here and nowhere else in a step, unless positions count.
+            value, hits = torch.stack([objective.detach().double(), right.double()]).tolist()
             if not math.isfinite(value):
                 raise ValueError(
                     f"train: loss must be finite, got {value} in epoch {epoch + 1}, step {step + 1} "
@@ -147,15 +183,17 @@ def train(
                     "The model keeps the weights of the step before"
                 )
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            objective.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if step == 0:
-                history.append(Epoch(epoch=epoch + 1, lr=rate, loss=0.0, accuracy=0.0))
+                accuracy = None if callable(loss) else 0.0
+                history.append(Epoch(epoch=epoch + 1, lr=rate, loss=0.0, accuracy=accuracy))
                 seen = 0
-            seen += len(y)
-            record, weight = history[-1], len(y) / seen
+            seen += size
+            record, weight = history[-1], size / seen
             record["loss"] += (value - record["loss"]) * weight
-            record["accuracy"] += (hits / len(y) - record["accuracy"]) * weight
+            if record["accuracy"] is not None:
+                record["accuracy"] += (hits / size - record["accuracy"]) * weight
         optimizer.zero_grad()
     return history
 
@@ -174,6 +212,8 @@ def finetune(
     distillation: float = 0.9,
     seed: int = 0,
     autocast: torch.dtype | None = None,
+    loss: str | Loss = "cross_entropy",
+    adapter: Adapter | None = None,
     checkpoint: Checkpoint | None = None,
     progress: bool = True,
 ) -> list[Epoch]:
@@ -191,6 +231,8 @@ def finetune(
         distillation=distillation,
         seed=seed,
         autocast=autocast,
+        loss=loss,
+        adapter=adapter,
         checkpoint=checkpoint,
         progress=progress,
     )
@@ -205,17 +247,48 @@ def learning_rate(lr: float, schedule: str, fraction: float) -> float:
     return lr
 
 
-def evaluate(model: nn.Module, loader: Iterable[Any], *, progress: bool = False) -> float:
-    """Share of examples whose largest logit is the target's, in [0, 1]; a row with a NaN counts as wrong."""
-    return _mean(model, loader, _hits, "evaluate", progress)
+def evaluate(
+    model: nn.Module, loader: Iterable[Any], *, adapter: Adapter | None = None, progress: bool = False
+) -> float:
+    """Share of examples whose largest logit is the target's, in [0, 1]; a row with a NaN counts as wrong.
+
+    Of logits ``(n, T, C)`` it is the share of the positions that count.
+    """
+
+    def total(inputs: Inputs, logits: Tensor, y: Tensor, examples: int) -> tuple[Tensor, int]:
+        logits, y, _ = answers("evaluate", inputs, logits, y)
+        return hits_in(logits, y), len(y)
+
+    return _mean(model, loader, total, "evaluate", adapter, progress)
 
 
-def mean_loss(model: nn.Module, loader: Iterable[Any], *, progress: bool = False) -> float:
-    """Cross-entropy in nats, averaged over the examples."""
-    return _mean(model, loader, _total_loss, "mean_loss", progress)
+def mean_loss(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    loss: str | Loss = "cross_entropy",
+    adapter: Adapter | None = None,
+    progress: bool = False,
+) -> float:
+    """The loss of an example, averaged over the examples: cross-entropy in nats, or a function of your own.
+
+    Of logits ``(n, T, C)`` an example's loss is the sum over the positions that count, as in
+    `estimate_factors`, whose predictions it is to be compared with.
+    """
+    check_loss("mean_loss", loss, LOSSES)
+
+    def total(inputs: Inputs, logits: Tensor, y: Tensor, examples: int) -> tuple[Tensor, int]:
+        if callable(loss):
+            return losses_of(loss, logits, y, "mean_loss").double().sum(), examples
+        logits, y, _ = answers("mean_loss", inputs, logits, y)
+        return F.cross_entropy(logits.double(), y, reduction="sum"), examples
+
+    return _mean(model, loader, total, "mean_loss", adapter, progress)
 
 
-def recalibrate_bn(model: nn.Module, loader: Iterable[Any], *, progress: bool = False) -> None:
+def recalibrate_bn(
+    model: nn.Module, loader: Iterable[Any], *, adapter: Adapter | None = None, progress: bool = False
+) -> None:
     """Replace the running statistics of every BN layer by their average over the loader, in place.
 
     Batch means and (unbiased) batch variances are averaged as by BN's ``momentum=None``: every batch counts
@@ -225,12 +298,14 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], *, progress: bool = 
 
     Args:
         model: The network; layers other than BN see batches as they come.
-        loader: Batches ``(input, target)`` or inputs alone, best of the size used in training.
+        loader: Batches, with or without targets, best of the size used in training.
+        adapter: How to read batches that are not of the usual kinds; see `Adapter`.
         progress: Show a progress bar.
 
     Raises:
         ValueError: The loader is empty.
     """
+    adapter = check_adapter("recalibrate_bn", adapter)
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         return
@@ -250,9 +325,9 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], *, progress: bool = 
                 layer.reset_running_stats()
                 handles.append(layer.register_forward_pre_hook(average))
                 layer.train()
-            for batch in _batches(loader, "recalibrate_bn", progress):
-                x, _ = _pair(batch, device)
-                model(x)
+            for index, batch in enumerate(_batches(loader, "recalibrate_bn", progress)):
+                inputs, _, _ = unpack(batch, adapter, caller="recalibrate_bn", index=index)
+                call(model, move(inputs, device))
         except BaseException:
             for layer, buffers in zip(layers, before, strict=True):
                 for name, buffer in layer.named_buffers():
@@ -277,61 +352,32 @@ def _check_teacher(model: nn.Module, teacher: nn.Module, temperature: float, dis
         raise ValueError(f"train: distillation must lie in [0, 1], got {distillation}")
 
 
-def _teach(teacher: nn.Module | None, x: Tensor) -> Tensor | None:
+def _teach(teacher: nn.Module | None, inputs: Inputs, adapter: Adapter) -> Tensor | None:
     if teacher is None:
         return None
     with torch.no_grad():
-        logits: Tensor = teacher(x.to(_device(teacher)))
-    return logits.to(x.device)
-
-
-def _loss(
-    logits: Tensor, y: Tensor, teacher_logits: Tensor | None, temperature: float, distillation: float
-) -> Tensor:
-    if teacher_logits is None:
-        return F.cross_entropy(logits, y)
-    divergence = F.kl_div(
-        F.log_softmax(logits / temperature, 1),
-        F.log_softmax(teacher_logits / temperature, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return (1 - distillation) * F.cross_entropy(logits, y) + distillation * temperature**2 * divergence
-
-
-def _hits(logits: Tensor, y: Tensor) -> Tensor:
-    return ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
-
-
-def _total_loss(logits: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(logits.double(), y, reduction="sum")
+        return logits_of(call(teacher, move(inputs, _device(teacher))), adapter, caller="train")
 
 
 def _mean(
     model: nn.Module,
     loader: Iterable[Any],
-    total: Callable[[Tensor, Tensor], Tensor],
+    total: Callable[[Inputs, Tensor, Tensor, int], tuple[Tensor, int]],
     function: str,
+    adapter: Adapter | None,
     progress: bool,
 ) -> float:
-    device = _device(model)
+    """The sum over the batches of what `total` finds, over the sum of the numbers that it finds."""
+    adapter, device = check_adapter(function, adapter), _device(model)
     value, count = torch.zeros((), dtype=torch.float64, device=device), 0
     with seeded(0, device), _mode(model, training=False), torch.no_grad():
-        for batch in _batches(loader, function, progress):
-            x, y = _labelled(batch, device, function)
-            value += total(_logits(model, x, y, function), y)
-            count += len(y)
+        for index, batch in enumerate(_batches(loader, function, progress)):
+            inputs, y, examples = _labelled(batch, device, adapter, function, index)
+            logits = logits_of(call(model, inputs), adapter, caller=function)
+            part, size = total(inputs, logits, y, examples)
+            value += part
+            count += size
     return value.item() / count
-
-
-def _logits(model: nn.Module, x: Tensor, y: Tensor, function: str) -> Tensor:
-    logits: Tensor = model(x)
-    if logits.dim() != 2 or y.shape != logits.shape[:1]:
-        raise ValueError(
-            f"{function}: model must give logits (n, C) for targets (n,), got {tuple(logits.shape)} for "
-            f"{tuple(y.shape)}; flatten further dimensions into the batch"
-        )
-    return logits
 
 
 def _batches(loader: Iterable[Any], function: str, progress: bool) -> Iterator[Any]:
@@ -363,18 +409,13 @@ def _epochs(
             checkpoint.after_epoch()
 
 
-def _pair(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    x, y = (batch, None) if isinstance(batch, Tensor) else batch if len(batch) == 2 else (batch[0], None)
-    # A device takes what it is sent in order, so only a copy to the CPU has to be waited for.
-    unwaited = device.type != "cpu"
-    return x.to(device, non_blocking=unwaited), None if y is None else y.to(device, non_blocking=unwaited)
-
-
-def _labelled(batch: Any, device: torch.device, function: str) -> tuple[Tensor, Tensor]:
-    x, y = _pair(batch, device)
-    if y is None:
+def _labelled(
+    batch: Any, device: torch.device, adapter: Adapter, function: str, index: int
+) -> tuple[Inputs, Tensor, int]:
+    inputs, targets, examples = unpack(batch, adapter, caller=function, index=index)
+    if targets is None:
         raise ValueError(f"{function}: loader must yield (input, target), got inputs alone; add the labels")
-    return x, y
+    return move(inputs, device), move(targets, device), examples
 
 
 def _device(model: nn.Module) -> torch.device:

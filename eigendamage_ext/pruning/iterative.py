@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from eigendamage_ext._adapter import Adapter, qualified_name
+from eigendamage_ext._adapter import Adapter, adapter_record, qualified_name
 from eigendamage_ext._files import ArtifactError, read_tensors, write_tensors
 from eigendamage_ext._progress import track
 from eigendamage_ext._random import seeded
@@ -392,7 +392,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, Adapter):
-        return _plain(asdict(value))
+        return adapter_record(value)
     if callable(value):
         return qualified_name(value)
     if isinstance(value, torch.dtype):
