@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 from random_factors import random_factors
 from small_nets import EXAMPLE, Net
@@ -13,7 +14,7 @@ from eigendamage_ext import _timing, cli
 from eigendamage_ext._files import read_tensors, write_tensors
 from eigendamage_ext.artifact import FORMAT, VERSION
 from eigendamage_ext.cli.latency import LEAST_ROUNDS, MOST_ROUNDS, latency
-from eigendamage_ext.cli.networks import example_input, in_words
+from eigendamage_ext.cli.networks import example_input, in_words, load_network
 from eigendamage_ext.cli.parsing import input_shape
 
 
@@ -150,6 +151,29 @@ def test_networks_that_cannot_be_compared(made, tmp_path, capsys):
     assert (
         cli.main(["bench-model", str(dense), "--vs", str(dense), "--input", "3x9x9", "--seconds", "0"]) == 0
     )
+
+
+def test_files_that_need_a_class(made, tmp_path, capsys, monkeypatch):
+    dense, net, result = made
+    monkeypatch.chdir(tmp_path)
+    safetensors.torch.save_file(ed.load(dense).state_dict(), "weights")
+    assert "--model must be given for a file that does not say" in refused([net, "--vs", "weights"], capsys)
+    command = ["bench-model", str(net), "--vs", "weights", "--model", "small_nets:Net", "--seconds", "0"]
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["base"]["params"], found["file"]["params"]) == (result.params_before, result.params_after)
+    assert cli.main([*command[:-3], "small_nets:Nest"]) == 1
+    assert "there is no 'Nest' in it; the nearest name is 'Net'" in capsys.readouterr().err
+
+
+def test_networks_get_the_weights_of_their_files(made, tmp_path):
+    dense, net, result = made
+    safetensors.torch.save_file(ed.load(dense).state_dict(), tmp_path / "weights")
+    x = torch.randn(2, *EXAMPLE)
+    for path, model in ((net, None), (net, "small_nets:Net"), (tmp_path / "weights", "small_nets:Net")):
+        network = load_network(path, model, caller="f")
+        expected = result.model if path == net else ed.load(dense)
+        assert not network.training and torch.equal(network(x), expected.eval()(x))
 
 
 def test_the_example_is_that_of_the_plan(made):

@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
         "times.",
         examples="  eigendamage bench-model net.safetensors --vs dense.safetensors\n"
         "  eigendamage bench-model net.safetensors --vs dense.safetensors --batch 1 32 --compile\n"
-        "  eigendamage bench-model net.safetensors --vs dense.safetensors --input 3x32x32",
+        "  eigendamage bench-model net.safetensors --vs w.safetensors --model mynet:MyNet --input 3x32x32",
     )
     add_network(parser)
     parser.add_argument("--vs", type=Path, required=True, metavar="BASE", help="what it is compared with")
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     files: tuple[Path, Path] = (options.vs, options.file)
-    base, other = (load_network(f).to(options.device) for f in files)
+    base, other = (load_network(f, options.model, caller=caller).to(options.device) for f in files)
     example = move(
         example_input(options.input, reversed(files), other, caller=caller), torch.device(options.device)
     )

@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
         description="Writes a network for torch.export (.pt2) or ONNX (.onnx), for any batch size. The\n"
         "file is read again and must give the outputs of the network. ONNX needs the extra [onnx].",
         examples="  eigendamage export net.safetensors net.onnx\n"
-        "  eigendamage export net.safetensors net.pt2 --input 3x32x32",
+        "  eigendamage export weights.safetensors net.pt2 --model mynet:MyNet --input 3x32x32",
         after_interrupt="no file was written",
     )
     add_network(parser)
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     from eigendamage_ext.artifact.export import export
     from eigendamage_ext.cli.networks import example_input, in_words, load_network
 
-    network = load_network(options.file)
+    network = load_network(options.file, options.model, caller="export")
     example = example_input(options.input, [options.file], network, caller="export")
     export(network, options.output, example_inputs=example)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes, takes batches of {in_words(example)}")

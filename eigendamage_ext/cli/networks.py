@@ -15,16 +15,30 @@ from eigendamage_ext._files import ArtifactError, read_header
 from eigendamage_ext.artifact.allowlist import DTYPES
 from eigendamage_ext.cli.inspect.untrusted import record
 from eigendamage_ext.pruning.measure import dtype_of
+from eigendamage_ext.runs import networks
+from eigendamage_ext.runs.settings import Network
 
 LARGEST = 2**26  # numbers in an example
 
 
-def load_network(file: Path) -> nn.Module:
+def load_network(file: Path, model: str | None, *, caller: str) -> nn.Module:
     """The network in a file, in eval mode on the CPU.
 
+    Args:
+        file: What `save` wrote or, with `model`, weights in safetensors, too.
+        model: What builds it, as `prune` takes it; None: the file says what its network does.
+        caller: The command, for messages.
+
     Raises:
-        ArtifactError: There is none, or the file needs the class of its network.
+        ValueError: The file does not say it, or does not fit; an ArtifactError where it is damaged.
     """
+    if model is not None:
+        return networks.load_network(Network(model=model, weights=str(file)), caller).eval()
+    if read_header(file, {artifact.FORMAT: artifact.VERSION}).manifest.get("network") is None:
+        raise ValueError(
+            f"{caller}: --model must be given for a file that does not say what its network does, got none "
+            f"for {file}; pass --model package.module:factory, which builds it"
+        )
     return artifact.load(file).eval()
 
 

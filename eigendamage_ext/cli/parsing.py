@@ -50,6 +50,11 @@ def add_network(parser: Parser) -> None:
     """The arguments of a command that runs a network from a file."""
     parser.add_argument("file", type=Path, metavar="FILE", help="the network")
     parser.add_argument(
+        "--model",
+        metavar="NETWORK",
+        help="package.module:factory that builds it, for a file that does not say what its network does",
+    )
+    parser.add_argument(
         "--input", type=input_shape, metavar="SHAPE", help="of one example (that of the plan in the file)"
     )
 
