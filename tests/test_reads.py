@@ -30,6 +30,7 @@ class Reader(nn.Module):
 
 
 def pruned() -> tuple[Reader, Tensor, object]:
+    torch.manual_seed(0)
     model, x = Reader(), torch.randn(4, 3, 4, 4)
     factors = ed.estimate_factors(model, [x], progress=False)
     return model, x, ed.plan(model, factors, target={"params": 0.7})
@@ -56,6 +57,46 @@ def test_a_layer_whose_weight_the_model_reads_stays_as_it_is():
     assert plan["cast"].note == "the model reads its weight, which a rebuilt layer has not"
     assert {row.form for name, row in plan.items() if name in ("conv", "wide")} != {"dense"}
     assert plan.apply(model).model(x).shape == (4, 3)
+    message = "form of 'cast' must be dense, got 'output'; the model reads its weight, which a rebuilt layer"
+    with pytest.raises(ValueError, match=message):
+        plan.set("cast", form="output", output_rank=4)
+
+
+class Strict(Reader):
+    """Asks what a layer is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(self.wide, nn.Linear):
+            raise TypeError("wide must be a Linear")
+        return super().forward(x)
+
+
+def test_a_layer_whose_class_the_model_checks_stays_as_it_is():
+    model, x = Strict(), torch.randn(4, 3, 4, 4)
+    plan = ed.plan(model, ed.estimate_factors(model, [x], progress=False), target={"params": 0.9})
+    assert plan["wide"].note == "the model does not run with it in parts (TypeError: wide must be a Linear)"
+    assert plan["cast"].note == "the model reads its weight, which a rebuilt layer has not"
+    assert is_factored(plan.apply(model).model.conv)
+
+
+@pytest.mark.parametrize("method", ["eigendamage", "l1"])
+def test_a_model_that_does_not_run_once_rebuilt_is_put_together_again(method, monkeypatch):
+    if method == "l1":
+        pytest.importorskip("torch_pruning")
+    model, x, plan = pruned()
+    if method == "l1":
+        plan = ed.plan(model, target={"params": 0.7}, method="l1", example_inputs=x)
+    modules, children = dict(model.named_modules()), list(model.children())
+
+    def forward(self, x):
+        if list(model.children()) != children:
+            raise KeyboardInterrupt
+        return Reader.forward(self, x)
+
+    monkeypatch.setattr(model, "forward", forward.__get__(model))
+    with pytest.raises(KeyboardInterrupt):
+        plan.apply(model, inplace=True)
+    assert list(model.named_modules()) == list(modules.items())
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -76,6 +76,7 @@ class Candidate:
         scores: What its directions are worth; None for a layer that can only stay dense.
         forms: Those it can take, "dense" among them.
         rotations: What an earlier round put around the core.
+        obstacle: Why it can only stay dense, or None.
     """
 
     spec: LayerSpec
@@ -83,6 +84,7 @@ class Candidate:
     scores: LayerScores | None
     forms: Sequence[str]
     rotations: Rotations = UNROTATED
+    obstacle: str | None = None
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -250,7 +252,7 @@ class DirectionPlan(Plan[LayerPlan]):
         if form not in FORMS:
             raise ValueError(f"plan.set: form must be one of {', '.join(FORMS)}, got {form!r}")
         if form not in candidate.forms:
-            reason = obstacle(candidate.spec) or "a side of one channel has no direction to cut"
+            reason = candidate.obstacle or "a side of one channel has no direction to cut"
             if "depthwise" in (form, *candidate.forms):
                 reason = f"the method is {self.settings['method']!r}"
             choice = " or ".join(candidate.forms)
@@ -308,6 +310,7 @@ def plan_directions(
     goal: Target,
     *,
     kept: Mapping[str, str],
+    fixed: Mapping[str, str],
     skipped: Mapping[str, str],
     original: Measurement,
     example: Inputs,
@@ -320,7 +323,8 @@ def plan_directions(
         factors: Of kind "channel".
         method: What scores them.
         goal: The target.
-        kept: Why a layer stays as it is, by name.
+        kept: Why a layer stays as it is unless it is set by hand, by name.
+        fixed: Why a layer can only stay as it is.
         skipped: Why a layer is not in the plan.
         original: The model, measured on `example`.
         example: Inputs of one example.
@@ -337,11 +341,11 @@ def plan_directions(
             continue
         rotations = Rotations.around(model.get_submodule(name))
         separated = rotations.separated and spec.in_channels > 1
-        reason = None if separated else obstacle(spec)
-        forms = ("dense", "depthwise") if separated else method.forms(spec)
+        reason = fixed.get(name) or (None if separated else obstacle(spec))
+        forms = ("dense",) if reason else ("dense", "depthwise") if separated else method.forms(spec)
         score = channel_scores if separated else method.scores
         values = None if reason else score(spec, layer_at(model, name), basis[name])
-        candidates[name] = Candidate(spec, original.positions[name], values, forms, rotations)
+        candidates[name] = Candidate(spec, original.positions[name], values, forms, rotations, reason)
         if reason:
             kept.setdefault(name, reason)
     rows = {

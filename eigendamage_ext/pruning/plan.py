@@ -167,8 +167,14 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
         if dtype != self._dtype:
             example = map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, example)
         before, parent = measure(model, example), weights_digest(model.state_dict())
-        rebuilt = self._rebuild(model, inplace)
-        after = measure(rebuilt, example)
+        whole = [(module, dict(module._modules)) for module in model.modules()] if inplace else []
+        try:
+            rebuilt = self._rebuild(model, inplace)
+            after = measure(rebuilt, example)
+        except BaseException:
+            for module, children in whole:
+                module._modules.update(children)
+            raise
         return PruneResult(rebuilt, self, before.params, after.params, before.flops, after.flops, parent)
 
     def record(self) -> dict[str, Any]:

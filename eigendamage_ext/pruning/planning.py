@@ -141,7 +141,7 @@ def _directions(
         for name, spec in factors.specs.items()
     }
     skipped = factors.skipped | _uncalled(factors.specs, original)
-    kept = read_layers(model, [name for name in layers if name not in skipped], example)
+    kept = {}
     if original.head and not settings.prune_head:
         kept[original.head] = "the head; prune_head=True cuts it"
     for name, layer in layers.items():
@@ -154,6 +154,7 @@ def _directions(
         settings.cutter,
         settings.goal,
         kept=kept,
+        fixed=read_layers(model, [name for name in layers if name not in skipped], example),
         skipped=skipped,
         original=original,
         example=example,
