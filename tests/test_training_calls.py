@@ -7,6 +7,8 @@ from test_token_level import COUNTED, IDS, LABELS, MASK, Tagger, batch, squared_
 from torch import Tensor, nn
 
 import eigendamage_ext as ed
+from eigendamage_ext.report.gather import gather
+from eigendamage_ext.report.measure import Measured, evaluated
 from eigendamage_ext.training import Checkpoint
 
 BATCHES = [{key: value[rows] for key, value in batch(labels=LABELS).items()} for rows in ([0, 1], [2])]
@@ -226,3 +228,22 @@ def test_what_training_cannot_count_is_refused_and_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random) and all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_report_measures_by_the_adapter():
+    def split(three: tuple[Tensor, ...]) -> tuple:
+        return batch(input_ids=three[0], attention_mask=three[1]), three[2]
+
+    adapter = ed.Adapter(split=split)
+    loader = [(IDS, MASK, LABELS)]
+    result = ed.prune(Answers(), loader, target={"ratio": 0.4}, adapter=adapter, progress=False)
+    first, after = evaluated(Answers(), [result], loader, [Measured(), Measured()], adapter)
+    for found, model in ((first, Answers()), (after, result.model)):
+        assert found.accuracy == ed.evaluate(model, BATCHES)
+        assert found.loss == pytest.approx(ed.mean_loss(model, BATCHES), rel=1e-12)
+    assert (
+        gather(result, model=Answers(), loader=loader, adapter=adapter, time_batches=())
+        .measurements[1]
+        .accuracy
+        == after.accuracy
+    )

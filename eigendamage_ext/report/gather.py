@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from eigendamage_ext._adapter import Adapter
 from eigendamage_ext._files import weights_digest
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.state import check_model, device_of
@@ -40,6 +41,7 @@ def gather(
     model: nn.Module | None = None,
     factors: Factors | None = None,
     loader: Iterable[Any] | None = None,
+    adapter: Adapter | None = None,
     time_batches: Sequence[int] = (1, 64),
     repeats: int = 11,
     dense: Measured = _UNKNOWN,
@@ -56,8 +58,9 @@ def gather(
             place of a result its plan's ``record()`` will do; such a network is not measured.
         model: The network as it was before the cut. It is timed beside the results.
         factors: Those of the chosen plan, which cuts directions, for the spectra.
-        loader: Batches ``(input, target)``, best held out, for accuracies and for the loss that each cut
+        loader: Batches with targets, best held out, for accuracies and for the cross-entropy that each cut
             adds by itself. It needs `model`, and is read up to four times for each network.
+        adapter: As `training.evaluate` takes it, for the loader.
         time_batches: How many examples are in the batches that are timed.
         repeats: Passes of each network in a timing, of which the median counts.
         dense: What is known already of the network before the cut.
@@ -80,7 +83,7 @@ def gather(
     here = [entry.result for entry in entries]
     if model is not None:
         if loader is not None:
-            known = evaluated(model, here, loader, known)
+            known = evaluated(model, here, loader, known, adapter)
         known = timed(model, here, time_batches, repeats, known)
 
     original = max((entry.before for entry in entries), key=lambda cost: cost[1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eigendamage_ext import training
-from eigendamage_ext._adapter import Inputs, map_tensors
+from eigendamage_ext._adapter import Adapter, Inputs, map_tensors
 from eigendamage_ext._devices import milliseconds
 from eigendamage_ext._files import weights_digest
 from eigendamage_ext.curvature.state import device_of, preserved
@@ -39,40 +39,48 @@ def evaluated(
     results: Sequence[PruneResult | None],
     loader: Iterable[Any],
     known: Sequence[Measured],
+    adapter: Adapter | None = None,
 ) -> list[Measured]:
     """Fills in accuracies and losses.
 
     Args:
         model: The original.
         results: What was made of it; None of a network that is not here.
-        loader: Batches ``(input, target)``, readable again.
+        loader: Batches with targets, readable again.
         known: Of the original, then of each result.
+        adapter: As `training.evaluate` takes it.
     """
     first, *rest = known
     if first.accuracy is None:
-        first = replace(first, accuracy=training.evaluate(model, loader))
+        first = replace(first, accuracy=training.evaluate(model, loader, adapter=adapter))
     if first.loss is None:
-        first = replace(first, loss=training.mean_loss(model, loader))
+        first = replace(first, loss=training.mean_loss(model, loader, adapter=adapter))
     digest = weights_digest(model.state_dict())
-    return [first, *(_result(model, digest, r, loader, now) for r, now in zip(results, rest, strict=True))]
+    pairs = zip(results, rest, strict=True)
+    return [first, *(_result(model, digest, result, loader, now, adapter) for result, now in pairs)]
 
 
 def _result(
-    model: nn.Module, digest: str, result: PruneResult | None, loader: Iterable[Any], now: Measured
+    model: nn.Module,
+    digest: str,
+    result: PruneResult | None,
+    loader: Iterable[Any],
+    now: Measured,
+    adapter: Adapter | None,
 ) -> Measured:
     if result is None:
         return now
     if now.accuracy is None:
-        now = replace(now, accuracy=training.evaluate(result.model, loader))
+        now = replace(now, accuracy=training.evaluate(result.model, loader, adapter=adapter))
     if digest != result.parent or None not in (now.loss, now.accuracy_cut):
         return now  # a later round: what it found is not here to be cut again
     cut = result.plan.apply(model).model
     if now.loss is None:
-        now = replace(now, loss=training.mean_loss(cut, loader))
+        now = replace(now, loss=training.mean_loss(cut, loader, adapter=adapter))
     if now.accuracy_cut is None and weights_digest(cut.state_dict()) != weights_digest(
         result.model.state_dict()
     ):
-        now = replace(now, accuracy_cut=training.evaluate(cut, loader))
+        now = replace(now, accuracy_cut=training.evaluate(cut, loader, adapter=adapter))
     return now
 
 
