@@ -6,6 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
+import tomllib
+import warnings
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +113,25 @@ def test_sigterm_ends_as_ctrl_c_does(bench_is, capsys):
     bench_is(run)
     assert ended(["bench"], capsys) == (143, "terminated; nothing is lost")
     assert cleaned == [True] and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_warning_is_a_line_told_once(bench_is, capsys):
+    def run(options):
+        for _ in range(2):
+            warnings.warn("take care", stacklevel=1)
+        return 0
+
+    bench_is(run)
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(["bench"]) == 0
+        assert capsys.readouterr().err == "note: take care\n" and warnings.showwarning is before
+
+
+def test_the_console_script_is_this_command_line():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"eigendamage": f"{cli.main.__module__}:{cli.main.__name__}"}
 
 
 def test_commands_run_in_any_thread(bench_is):

@@ -17,16 +17,15 @@ from eigendamage_ext.runs.events import Events, read_events
 
 TESTS = Path(__file__).parent
 SWEEP = [
-    "sweep",
-    *PRUNE[1:],
-    *"--flops 0.7 --ratio 0.2 --methods eigendamage l1 --epochs 1 --lr 0.05".split(),
+    *"sweep --model tiny_case:net --data tiny_case:loaders".split(),
+    *"--flops 0.7 --ratio 0.2 --epochs 2 --lr 0.05".split(),
 ]
 
 
 TRIALS = {
     "killed": {"signal": "SIGKILL", "every": 9, "random": 2, "command": [*PRUNE, *TUNED]},
-    "killed sweep": {"signal": "SIGKILL", "every": 50, "random": 1, "command": SWEEP},
-    "terminated": {"signal": "SIGTERM", "every": 30, "random": 1, "command": [*PRUNE, *TUNED]},
+    "killed sweep": {"signal": "SIGKILL", "every": 35, "random": 1, "command": SWEEP},
+    "terminated": {"signal": "SIGTERM", "every": 40, "random": 1, "command": [*PRUNE, *TUNED]},
     "interrupted": {"signal": "SIGINT", "every": 35, "random": 0, "command": [*PRUNE, *TUNED]},
 }
 

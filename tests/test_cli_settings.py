@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sized
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.models.vgg import VGG
 from eigendamage_ext.runs import data as run_data
 from eigendamage_ext.runs.networks import load_network
+from eigendamage_ext.runs.repeating import repeating
 from eigendamage_ext.runs.settings import Network, PruneSettings, SweepSettings, share
 
 NAMES = (
@@ -316,8 +318,32 @@ def test_tensors_and_loaders_of_ones_own():
     assert not torch.equal(
         whole(augmented.train)[0].sum((1, 2, 3)).sort().values, x.sum((1, 2, 3)).sort().values
     )
-    found = loaded("tiny_case:loaders")
-    assert found.train is found.calibration and found.test is None and run_data.examples(None, 16) == 0
+    assert run_data.examples(None, 16) == 0
+
+
+@pytest.mark.parametrize("name", ["loaders", "ordered_loaders"])
+def test_loaders_of_ones_own_repeat_themselves(name):
+    x = tiny_case.images(48, 0)[0]
+    found = loaded(f"tiny_case:{name}", seed=5)
+    assert found.test is None and run_data.examples(found.train, 16) == 48
+    first, again = whole(found.calibration)[0], whole(found.calibration)[0]
+    found.train.set_epoch(1)
+    other = whole(found.train)[0]
+    assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, x)
+    assert torch.equal(other.sum((1, 2, 3)).sort().values, x.sum((1, 2, 3)).sort().values)
+    anew = loaded(f"tiny_case:{name}", seed=5).train
+    anew.set_epoch(1)
+    assert torch.equal(whole(anew)[0], other)
+
+
+def test_a_loader_without_a_length_is_one_still():
+    class Batches:
+        def __iter__(self):
+            yield from [tiny_case.images(4, 0)]
+
+    found = repeating(Batches(), 0)
+    assert not isinstance(found, Sized) and len(list(found)) == len(list(found)) == 1
+    assert len(repeating([1, 2], 0)) == 2
 
 
 @pytest.mark.parametrize(

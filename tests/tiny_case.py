@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from eigendamage_ext.data import TensorLoader
 
@@ -36,6 +37,13 @@ def data():
 
 
 def loaders():
+    """In an order that a generator of its own draws."""
+    data, order = TensorDataset(*images(48, 0)), torch.Generator().manual_seed(1)
+    return DataLoader(data, batch_size=16, shuffle=True, generator=order), None
+
+
+def ordered_loaders():
+    """In an order that goes on from pass to pass."""
     return TensorLoader(*images(48, 0), batch_size=16, shuffle=True), None
 
 

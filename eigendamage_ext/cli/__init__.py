@@ -6,8 +6,9 @@ nothing heavy before they run, so that --help is there at once.
 
 import argparse
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eigendamage_ext import __version__
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         options.parser.error(f"unknown option {unknown[0]}{nearest_option(unknown[0], options.parser)}")
     try:
-        with termination_raises():
+        with termination_raises(), plain_warnings():
             return int(options.run(options))
     except KeyboardInterrupt as stop:
         word, code = (
@@ -81,6 +82,23 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, foreseen) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}; run it again with --debug to see where"
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Within it a warning is a line on standard error, told once."""
+    told = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            _tell(f"note: {message}")
+
+    before, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _tell(text: str) -> None:

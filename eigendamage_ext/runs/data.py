@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eigendamage_ext.data import ImageSet, TensorLoader, Transform, crop_flip, load_dataset, normalize
 from eigendamage_ext.runs.factories import is_factory, made_by
+from eigendamage_ext.runs.repeating import repeating
 from eigendamage_ext.runs.settings import Pruned
 
 Loader = Iterable[Any]
@@ -76,7 +77,8 @@ def _made(parts: Any, settings: Pruned, caller: str) -> Loaders:
                 f"{caller}: {word} must be left out where data come from loaders, got {got}; let "
                 f"{settings.data} do it"
             )
-    return Loaders(train, train, test)
+    train = repeating(train, settings.seed)
+    return Loaders(train, train, None if test is None else repeating(test, settings.seed))
 
 
 def _is_pair(part: Any) -> bool:
