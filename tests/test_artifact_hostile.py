@@ -86,7 +86,7 @@ HOSTILE = {
         replaced("layer", **{"class": "os.system"}),
         "the class of 'layer' must be one that this version",
     ),
-    "class of torch": (replaced("layer", **{"class": "LSTM"}), "the class of 'layer' must be one that"),
+    "class of torch": (replaced("layer", **{"class": "RNN"}), "the class of 'layer' must be one that"),
     "class that is no layer": (
         replaced("layer", **{"class": "Sequential"}),
         "'layer' must hold nothing else",
@@ -151,6 +151,19 @@ HOSTILE = {
     "words": (argument(in_features="same"), "Linear 'layer' must have arguments that make one"),
     "argument": (argument(code=1), "Linear 'layer' must have arguments that its class has"),
     "on a device": (argument(device=None), "Linear 'layer' must have arguments that its class has"),
+    "layers": (
+        entry("r", "LSTM", arguments={"input_size": 1, "hidden_size": 1, "num_layers": 10**9}),
+        "LSTM 'r' must have arguments that make one (num_layers must lie in 1…1000, got 1000000000)",
+    ),
+    "encoder": (
+        entry("r", "TransformerEncoder", arguments={"d_model": 1, "nhead": 1, "num_layers": [2]}),
+        "TransformerEncoder 'r' must have arguments that make one (num_layers must lie in",
+    ),
+    "activation": (
+        entry("r", "TransformerEncoderLayer", arguments={"d_model": 1, "nhead": 1, "activation": "same"}),
+        "TransformerEncoderLayer 'r' must have arguments that make one",
+    ),
+    "another device": (taking({"device": "cuda:0"}), "a value must be a constant this version knows"),
     "weight": (
         entry("e", "Embedding", arguments={"num_embeddings": 10**9, "embedding_dim": 9, "_weight": 0}),
         "Embedding 'e' must have arguments that its class has",

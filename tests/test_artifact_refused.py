@@ -88,6 +88,10 @@ class InFloat(Layer):
             return self.linear(x)
 
 
+def encoder_layer(**arguments):
+    return nn.TransformerEncoderLayer(4, 2, 5, **arguments)
+
+
 def doing(forward, **attributes):
     return lambda: Layer(forward, **attributes)
 
@@ -106,8 +110,8 @@ OBSTACLES = {
         doing(lambda self, x: setattr(x, "requires_grad", False) or x),
         "its forward sets 'requires_grad' of a tensor",
     ),
-    "device": (doing(lambda self, x: x.to(torch.device("cpu"))), "it computes with device(type='cpu')"),
-    "word": (doing(lambda self, x: x.to("cpu")), "it computes with 'cpu'"),
+    "device": (doing(lambda self, x: x.to(torch.device("cuda"))), "it computes with device(type='cuda')"),
+    "word": (doing(lambda self, x: x.to("cuda")), "it computes with 'cuda'"),
     "noise": (doing(lambda self, x: x + torch.randn(3)), "the tensor '_tensor_constant0' is another"),
     "counter": (
         doing(lambda self, x: count(self) and x + self.calls, calls=0),
@@ -124,7 +128,30 @@ OBSTACLES = {
     "arguments": (AnyArguments, "the forward of AnyArguments takes any arguments (*args)"),
     "shared": (Shared, "'second' is the same module as 'first'"),
     "flagged": (Flagged, "Inner 'inner' is called in different ways"),
-    "layer": (doing(lambda self, x: self.inner(x), inner=nn.LSTM(3, 3)), "LSTM 'inner'"),
+    "layer": (doing(lambda self, x: self.inner(x), inner=nn.RNN(3, 3)), "RNN 'inner'"),
+    "part of a layer": (
+        lambda: changed(lambda m: setattr(m[0].dropout2, "p", 0.3), nn.Sequential(encoder_layer())),
+        "TransformerEncoderLayer '0' was changed after it was made (p)",
+    ),
+    "other layers": (
+        lambda: changed(
+            lambda m: setattr(m[0].layers[1], "norm_first", True),
+            nn.Sequential(nn.TransformerEncoder(encoder_layer(), 2, enable_nested_tensor=False)),
+        ),
+        "TransformerEncoder '0' was changed after it was made (norm_first)",
+    ),
+    "activation": (
+        lambda: nn.Sequential(encoder_layer(activation=F.silu)),
+        "it computes with <function sil",
+    ),
+    "modes": (
+        lambda: changed(lambda m: m[0].dropout1.train(), nn.Sequential(encoder_layer()).eval()),
+        "TransformerEncoderLayer '0' was changed after it was made (modes of its parts)",
+    ),
+    "dict": (
+        doing(lambda self, x: {"x": x}),
+        "it makes a dict of tensors, which no file may hold; return a tuple",
+    ),
     "changed": (
         lambda: changed(lambda m: setattr(m[0], "padding", 2), nn.Sequential(nn.Conv2d(3, 3, 1))),
         "Conv2d '0' was changed after it was made (_reversed_padding_repeated_twice, padding)",

@@ -145,6 +145,51 @@ class Causal(nn.Module):
         return F.softmax(scores, -1) @ v
 
 
+class Recurrent(nn.Module):
+    """An LSTM in both directions, its states too, and a GRU behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 4, 2, batch_first=True, dropout=0.3, bidirectional=True)
+        self.gru = nn.GRU(8, 5, bias=False, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, (h, c) = self.lstm(x)
+        return self.gru(y)[1][0] + h.sum((0, 2)).unsqueeze(1) * c.mean()
+
+
+class Encoder(nn.Module):
+    """torch's own encoder with a norm behind it, and one layer that norms first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 9, batch_first=True, activation="gelu", bias=False)
+        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(6, 1e-3), enable_nested_tensor=False)
+        self.layer = nn.TransformerEncoderLayer(6, 3, 7, 0.2, norm_first=True, layer_norm_eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.encoder(x.to("cpu")).transpose(0, 1).to(torch.device("cpu"), x.dtype))
+
+
+class Variadic(nn.Module):
+    """Takes and hands on any number of arguments."""
+
+    class Sum(nn.Module):
+        def forward(self, first: Tensor, *others: Tensor, scale: float = 1.0, **named: Tensor) -> Tensor:
+            for other in others:
+                first = first + other
+            return scale * first + named["bias"] if "bias" in named else scale * first
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.sums = nn.ModuleList(self.Sum() for _ in range(3))
+
+    def forward(self, x: Tensor, *more: Tensor, scale: float = 2.0, **named: Tensor) -> Tensor:
+        x = self.sums[0](self.layer(x), x, x * 2, *more, scale=scale, **named)
+        return self.sums[2](self.sums[1](x, bias=self.layer(x)), x)
+
+
 class Concatenated(nn.Module):
     """Hands lists of tensors from module to module, through a Sequential and an iterated ModuleList."""
 
@@ -182,6 +227,9 @@ NETS = {
     "attention": (Attention, TOKENS),
     "tied": (Tied, None),
     "causal": (Causal, None),
+    "recurrent": (Recurrent, TOKENS),
+    "encoder": (Encoder, TOKENS),
+    "variadic": (Variadic, ROWS),
     "concatenated": (Concatenated, IMAGES),
 }
 

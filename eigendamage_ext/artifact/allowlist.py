@@ -19,7 +19,7 @@ LEAVES: Mapping[str, type[nn.Module]] = {
     name: getattr(nn, name)
     for name in (
         "Bilinear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d Embedding Linear "
-        "MultiheadAttention "
+        "MultiheadAttention TransformerEncoder TransformerEncoderLayer GRU LSTM "
         "BatchNorm1d BatchNorm2d BatchNorm3d GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
         "LayerNorm LocalResponseNorm RMSNorm "
         "CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid LogSoftmax Mish "
@@ -85,8 +85,8 @@ ATTRIBUTES = frozenset("T device dtype mT ndim shape".split())
 
 WORDS = frozenset(
     (
-        "area bicubic bilinear border circular constant floor linear mean nearest nearest-exact none "
-        "reflect reflection replicate same sum tanh trilinear trunc valid zeros"
+        "area bicubic bilinear border circular constant cpu floor gelu linear mean nearest nearest-exact "
+        "none reflect reflection relu replicate same sum tanh trilinear trunc valid zeros"
     ).split()
 )
 
@@ -121,15 +121,6 @@ _HARMLESS = frozenset(
     "__init__ __doc__ __module__ __annotations__ __annotate_func__ __annotations_cache__ __firstlineno__ "
     "__static_attributes__ __constants__ __qualname__ __parameters__ extra_repr reset_parameters".split()
 )
-
-
-def without_memory(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    """A module whose tensors have shapes alone."""
-    with torch.device("meta"):
-        if kind is nn.Embedding:  # its own way to clear a row makes torch import for seconds
-            shape = (arguments["num_embeddings"], arguments["embedding_dim"])
-            return kind(**arguments, _weight=torch.empty(shape))
-        return kind(**arguments)
 
 
 def known_class(module: nn.Module) -> str | None:

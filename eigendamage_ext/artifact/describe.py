@@ -1,19 +1,18 @@
 """The modules of a model as JSON: class, constructor arguments, and what those with own code do."""
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eigendamage_ext.artifact.allowlist import LEAVES, known_class, without_memory
+from eigendamage_ext.artifact.allowlist import LEAVES, known_class
 from eigendamage_ext.artifact.graph import UntraceableError, is_path, joined, to_json
+from eigendamage_ext.artifact.leaves import arguments_of, changes, without_memory
 from eigendamage_ext.artifact.network import Network
 from eigendamage_ext.artifact.rebuild import is_dense
 from eigendamage_ext.artifact.trace import Traced, trace
-
-_OF_ALL = vars(nn.Module()).keys()
+from eigendamage_ext.pruning.channel_check import first_line
 
 
 def describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -110,29 +109,16 @@ def _constants(path: str, traced: Traced) -> dict[str, Tensor]:
 
 def _arguments(path: str, module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
     """What its constructor makes such a module of, in JSON; what has its default is left out."""
-    arguments: dict[str, Any] = {}
-    for name, parameter in inspect.signature(kind).parameters.items():
-        if name in ("device", "dtype", "args", "kwargs") or name.startswith("_"):
-            continue
-        value = _argument(module, name, parameter.default)
-        if parameter.default is parameter.empty or value != parameter.default:
-            arguments[name] = value
-    fresh = without_memory(kind, arguments)
-    ours, theirs = ({n: t.shape for n, t in _tensors(m).items()} for m in (fresh, module))
-    other = [key for key in vars(fresh).keys() - _OF_ALL if vars(fresh)[key] != vars(module).get(key)]
-    if ours != theirs or other:
-        changed = ", ".join(sorted(other)) or "its tensors"
-        raise UntraceableError(f"{kind.__name__} {path!r} was changed after it was made ({changed})")
+    try:
+        arguments = arguments_of(module, kind)
+        changed = changes(module, without_memory(kind, arguments))
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        changed = {first_line(error)}
+    if changed:
+        raise UntraceableError(
+            f"{kind.__name__} {path!r} was changed after it was made ({', '.join(sorted(changed))})"
+        )
     return {name: to_json(value) for name, value in arguments.items()}
-
-
-def _argument(module: nn.Module, name: str, default: Any) -> Any:
-    """What an argument of the constructor was."""
-    if isinstance(module, nn.MultiheadAttention) and name in ("bias", "add_bias_kv"):
-        return (module.in_proj_bias if name == "bias" else module.bias_k) is not None
-    if name == "bias":
-        return default if module.weight is None else module.bias is not None
-    return getattr(module, name, default)
 
 
 def _tied(tensors: dict[str, Tensor]) -> dict[str, str]:

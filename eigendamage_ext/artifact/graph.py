@@ -178,6 +178,8 @@ def to_json(value: Any) -> Any:
             return {"dtype": str(value).removeprefix("torch.")}
         case torch.memory_format():
             return {"memory_format": str(value).removeprefix("torch.")}
+        case torch.device() if str(value) == "cpu":
+            return {"device": "cpu"}
         case _ if value is Ellipsis:
             return {"ellipsis": []}
         case _:
@@ -226,6 +228,8 @@ def from_json(data: Any, known: int = 0, depth: int = 0) -> Any:
             return DTYPES[name]
         case {"memory_format": str(name), **rest} if not rest and name in MEMORY_FORMATS:
             return MEMORY_FORMATS[name]
+        case {"device": "cpu", **rest} if not rest:
+            return torch.device("cpu")
         case {"ellipsis": [], **rest} if not rest:
             return Ellipsis
         case _:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eigendamage_ext.artifact.allowlist import known_class
-from eigendamage_ext.artifact.graph import UntraceableError
+from eigendamage_ext.artifact.graph import UntraceableError, is_name
 
 
 class Input(str):
@@ -30,15 +30,19 @@ class Call(NamedTuple):
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
         """That of a module inside another."""
-        bound = _signature(module).bind(*args, **kwargs)
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
         bound.apply_defaults()
         inputs: dict[str, Any] = {}
         return cls(inputs, {name: _taken_out(name, v, inputs) for name, v in bound.arguments.items()})
 
     @classmethod
     def alone(cls, module: nn.Module) -> "Call":
-        """That of a whole model: what has no default is an input."""
-        parameters = list(_signature(module).parameters.values())
+        """That of a whole model: what has no default is an input, ``*args`` and ``**kwargs`` are empty."""
+        any_number = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        signature = inspect.signature(module.forward)
+        parameters = [p for p in signature.parameters.values() if p.kind not in any_number]
+        if not parameters:
+            raise UntraceableError(f"the forward of {type(module).__name__} takes any arguments {signature}")
         inputs = [p.name for p in parameters if p.default is p.empty] or [p.name for p in parameters[:1]]
         arguments = {p.name: p.default for p in parameters} | {name: Input(name) for name in inputs}
         return cls(dict.fromkeys(inputs), arguments)
@@ -74,10 +78,14 @@ class Tracer(fx.Tracer):
         def filled(value: Any) -> Any:
             if isinstance(value, Input):
                 return inputs[value]
+            if type(value) is dict:
+                return {key: filled(part) for key, part in value.items()}
             return type(value)(map(filled, value)) if type(value) in (tuple, list) else value
 
         def forward() -> Any:
-            return root_fn(root, **{name: filled(value) for name, value in self._call.arguments.items()})
+            arguments = {name: filled(value) for name, value in self._call.arguments.items()}
+            bound = inspect.BoundArguments(inspect.signature(root.forward), arguments)
+            return root_fn(root, *bound.args, **bound.kwargs)
 
         return forward, []
 
@@ -142,24 +150,16 @@ for _name in ("add", "and", "floordiv", "matmul", "mul", "or", "pow", "sub", "tr
     setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"__i{_name}__")))
 
 
-def _signature(module: nn.Module) -> inspect.Signature:
-    signature = inspect.signature(module.forward)
-    for parameter in signature.parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise UntraceableError(
-                f"the forward of {type(module).__name__} takes any arguments ({parameter})"
-            )
-    return signature
-
-
 def _taken_out(name: str, value: Any, inputs: dict[str, Any]) -> Any:
     """An argument with `Input` for what is computed, which is added to `inputs`."""
     if type(value) in (tuple, list):
         return type(value)(_taken_out(f"{name}_{place}", part, inputs) for place, part in enumerate(value))
-    if isinstance(value, dict) and any(isinstance(part, fx.Proxy | Tensor) for part in value.values()):
-        raise UntraceableError(f"the argument {name!r} of a module is a dict of tensors")
+    if type(value) is dict:
+        return {key: _taken_out(f"{name}_{key}", part, inputs) for key, part in value.items()}
     if not isinstance(value, fx.Proxy | Tensor):
         return value
+    if not is_name(name):
+        raise UntraceableError(f"an argument of a module would be called {name!r}")
     if name in inputs:
         raise UntraceableError(f"two arguments of a module would both be called {name!r}")
     inputs[name] = value

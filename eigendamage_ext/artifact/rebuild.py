@@ -3,16 +3,15 @@
 Modules are built without memory; their tensors are those of the file.
 """
 
-import inspect
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from eigendamage_ext.artifact.allowlist import CONTAINERS, LEAVES, without_memory
+from eigendamage_ext.artifact.allowlist import CONTAINERS, LEAVES
 from eigendamage_ext.artifact.graph import Graph, Graphs, from_json, is_name, is_path, joined, refusal
+from eigendamage_ext.artifact.leaves import parameters_of, without_memory
 from eigendamage_ext.artifact.network import Network
 
 MODULES = 20_000  # the most in a file
@@ -177,16 +176,14 @@ def _add(entry: Any, made: dict[str, nn.Module], supply: _Supply) -> None:
 
 def _leaf(path: str, kind: str, rest: dict[Any, Any], supply: _Supply) -> nn.Module:
     """A layer, built without memory."""
-    known = {name for name in inspect.signature(LEAVES[kind]).parameters if not name.startswith("_")}
+    known = parameters_of(LEAVES[kind]).keys()
     match rest:
-        case {"arguments": dict(given), **more} if not more and given.keys() <= known - {"device", "dtype"}:
+        case {"arguments": dict(given), **more} if not more and given.keys() <= known:
             arguments = {name: from_json(value) for name, value in given.items()}
         case _:
             raise refusal(f"{kind} {path!r}", "have arguments that its class has", rest)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            leaf = without_memory(LEAVES[kind], arguments)
+        leaf = without_memory(LEAVES[kind], arguments)
     except Exception as error:
         raise refusal(f"{kind} {path!r}", f"have arguments that make one ({error})", given) from error
     for name, owner in leaf.named_modules():

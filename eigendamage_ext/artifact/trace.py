@@ -146,6 +146,8 @@ def _read(graph: fx.Graph) -> Graph:
         for kind in (tuple, list):
             if isinstance(value, kind):
                 return kind(map(read, value))
+        if isinstance(value, dict) and any(isinstance(part, fx.Node) for part in value.values()):
+            raise UntraceableError("it makes a dict of tensors, which no file may hold; return a tuple")
         return value
 
     inputs, steps = [], []
