@@ -264,7 +264,7 @@ def test_a_batch_that_is_not_finite_is_named_rather_than_what_comes_of_it(fisher
         (
             {"layers": []},
             ValueError,
-            "model must have a Conv2d or Linear that can be covered, got none ('0': not in",
+            "model must have a layer that can be covered, got none ('0': not in",
         ),
         (
             {"fisher": "empirical"},

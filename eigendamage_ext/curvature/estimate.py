@@ -35,7 +35,7 @@ def estimate_factors(
     adapter: Adapter | None = None,
     progress: bool = True,
 ) -> Factors:
-    """Estimates the Kronecker factors of every Conv2d and Linear of a model in one pass over a loader.
+    """Estimates the Kronecker factors of the layers of a model in one pass over a loader.
 
     With a_nt the input patch of example n at output position t, a_ntk its pixel at kernel offset k, and g_nt
     the gradient of that example's own loss at the layer's output,
@@ -63,7 +63,7 @@ def estimate_factors(
         samples: Number of draws for "mc". A draw depends on the seed, the example's number and its own alone.
         kind: "channel" (c_in × c_in, offsets of a kernel share it) or "patch" (c_in·K, and 1 for a bias).
         weight_sharing: "expand", each position a row of its own; or "reduce", the mean input and the summed
-            gradient of an example (Eschenhagen et al. 2023); each layer's input must then start with N.
+            gradient of an example (Eschenhagen et al. 2023), whose rows must then lie together.
         layers: Only these: exact names, globs or module types, one or several.
         max_examples: Stop after exactly that many, within a batch if need be.
         seed: Seed of the draws.
@@ -147,6 +147,6 @@ def _check_any(layers: Mapping[str, Any], skipped: Mapping[str, str]) -> None:
     if not layers:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in list(skipped.items())[:5])
         raise ValueError(
-            "estimate_factors: model must have a Conv2d or Linear that can be covered, got "
+            "estimate_factors: model must have a layer that can be covered, got "
             f"{f'none ({reasons})' if reasons else 'no such layer'}; see `layers`"
         )

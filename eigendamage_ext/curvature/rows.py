@@ -1,7 +1,7 @@
 """Which rows of a layer's input are whose: those of an example must be told from those of another.
 
 Windows of an image and the tokens of a text give a Linear more rows than there are examples. Sums over rows
-do not mind, as long as each row comes of one example; a table of positions that all share does not. Where it
+do not mind, as long as every row is of one example alone; those of a table that all share are not. Where it
 counts which rows are whose, they are grouped if they lie one example after the other. Both are seen in the
 gradients: what is sent back from some examples' logits must not arrive at the rows of others.
 """
