@@ -38,6 +38,7 @@ def _few_digits(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:save. the model's file will load with")  # of a network that shows it
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_python_runs(page):
     namespace = {}
