@@ -175,6 +175,67 @@ def test_shapes_that_do_not_fit_together(tmp_path, change, message):
     assert same(before, snapshot(into))
 
 
+def narrow(tensors, *names):
+    """Takes the last channel of tensors away."""
+    tensors.update({name: tensors[name][:-1].clone() for name in names})
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"], r"in layer 'bn1'"),
+        (["layer1.0.conv1.weight"], r"in layer 'layer1.0.bn1'"),
+        (["linear.weight", "linear.bias"], None),
+    ],
+)
+def test_layers_that_do_not_fit_each_other_are_named(tmp_path, names, message):
+    net, x = coupled_net("residual")
+    result = ed.plan(net, random_factors(net, x.shape[1:], dtype=x.dtype), target={"params": 1}).apply(net)
+    result.save(tmp_path / "net")
+    tensors, manifest = read(tmp_path / "net")
+    narrow(tensors, *names)
+    write_tensors(tmp_path / "net", tensors, manifest, format="eigendamage-model", version=2)
+    into = coupled_net("residual")[0]
+    into.conv1.register_forward_hook(lambda *_: pytest.fail("its hooks ran"))
+    before = snapshot(into)
+    if message:
+        with pytest.raises(
+            ArtifactError, match=f"^load: layers in the file must fit each other, got .*{message}"
+        ):
+            ed.load(tmp_path / "net", into=into)
+    else:
+        assert ed.load(tmp_path / "net", into=into).linear.out_features == 4
+    assert same(before, snapshot(into))
+
+
+@pytest.mark.parametrize("stated", [7, {}, {"example": []}, {"example": {"": [[3, 8], "float32"]}}])
+def test_without_a_likely_example_nothing_is_refused(tmp_path, stated):
+    net, _ = coupled_net("residual")
+    ed.save(net, tmp_path / "net")
+    tensors, manifest = read(tmp_path / "net")
+    narrow(tensors, "layer1.0.conv1.weight")
+    manifest["provenance"]["plan"] = stated
+    write_tensors(tmp_path / "net", tensors, manifest, format="eigendamage-model", version=2)
+    assert ed.load(tmp_path / "net", into=net).layer1[0].conv1.out_channels == 3
+
+
+def test_tied_tensors_are_one_again_and_never_two(tmp_path):
+    def net():
+        model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    model = net()
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    ed.save(model, tmp_path / "net")
+    loaded = ed.load(tmp_path / "net", into=net())
+    assert loaded[1].weight is loaded[0].weight
+    ed.save(nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)), tmp_path / "net")
+    with pytest.raises(ArtifactError, match=r"^load: '1.weight' and '0.weight' of the file must be equal"):
+        ed.load(tmp_path / "net", into=net())
+
+
 def test_a_layer_with_a_forward_of_its_own_is_never_replaced(tmp_path):
     class Scaled(nn.Linear):
         def forward(self, x):

@@ -153,7 +153,7 @@ HOSTILE = {
     "on a device": (argument(device=None), "Linear 'layer' must have arguments that its class has"),
     "layers": (
         entry("r", "LSTM", arguments={"input_size": 1, "hidden_size": 1, "num_layers": 10**9}),
-        "LSTM 'r' must have arguments that make one (num_layers must lie in 1…1000, got 1000000000)",
+        "LSTM 'r' must have arguments that make one (num_layers must lie in 1…128, got 1000000000)",
     ),
     "encoder": (
         entry("r", "TransformerEncoder", arguments={"d_model": 1, "nhead": 1, "num_layers": [2]}),

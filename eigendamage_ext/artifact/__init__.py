@@ -11,6 +11,7 @@ from eigendamage_ext import __version__
 from eigendamage_ext._adapter import call, map_tensors, move
 from eigendamage_ext._files import ArtifactError, read_tensors, weights_digest, write_tensors
 from eigendamage_ext.artifact.describe import describe
+from eigendamage_ext.artifact.fit import check_fit
 from eigendamage_ext.artifact.graph import UntraceableError
 from eigendamage_ext.artifact.rebuild import rebuild
 from eigendamage_ext.curvature.state import device_of, preserved
@@ -103,7 +104,10 @@ def _loaded(path: str | os.PathLike[str], into: nn.Module | None) -> nn.Module:
     if description is not None:
         extra = {name: tensors.pop(name) for name in list(tensors) if name.startswith(EXTRA)}
     if into is not None:
-        return restored(into, manifest.get("layers"), tensors)
+        model = restored(into, manifest.get("layers"), tensors)
+        provenance = manifest.get("provenance")
+        check_fit(model, into, provenance.get("plan") if isinstance(provenance, dict) else None)
+        return model
     if description is None:
         reason = manifest.get("obstacle") or "its file is of version 1"
         raise ArtifactError(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-LAYERS = 1000  # the most in a module that repeats them
+LAYERS = 128  # the most in a module that repeats them
 _OF_ALL = vars(nn.Module()).keys()
 _TENSORS = ("_flat_weights", "_flat_weight_refs")  # of LSTM and GRU, which make them of their parameters
 

@@ -55,7 +55,7 @@ def trace(model: nn.Module) -> Traced:
     traced = Traced()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        _visit(_skeleton(model), "", {}, traced)
+        _visit(skeleton(model), "", {}, traced)
     return traced
 
 
@@ -178,7 +178,7 @@ def _step(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
     return Step("function", name, args, kwargs)
 
 
-def _skeleton(model: nn.Module) -> nn.Module:
+def skeleton(model: nn.Module) -> nn.Module:
     """A copy of a model whose parameters and buffers have shapes alone: it may well change in tracing."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eigendamage_ext._files import ArtifactError
+from eigendamage_ext._files import ArtifactError, weights_digest
 from eigendamage_ext.curvature.layers import LayerSpec, is_factored, select
 from eigendamage_ext.pruning.forms import (
     CHILDREN,
@@ -49,6 +49,7 @@ def restored(into: nn.Module, layers: Any, tensors: dict[str, Tensor]) -> nn.Mod
         builders[name] = partial(build, form=form, input_rank=input_rank, output_rank=output_rank)
     rebuild(model, builders, inplace=True)
     _check_state(model.state_dict(), tensors)
+    _check_tied(model, tensors)
     model.load_state_dict(tensors)
     return model
 
@@ -161,3 +162,15 @@ def _check_state(expected: dict[str, Any], tensors: dict[str, Tensor]) -> None:
             f"load: the file must hold what `into` holds once rebuilt, got {'; '.join(sorted(wrong)[:5])}"
             f"{more}; build it like the model that was pruned, in the same dtype"
         )
+
+
+def _check_tied(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Refuses two tensors where the model has one by two names."""
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(tensor), name)
+        if weights_digest({"": tensors[name]}) != weights_digest({"": tensors[other]}):
+            raise ArtifactError(
+                f"load: {name!r} and {other!r} of the file must be equal, as they are one in `into`, got two "
+                "tensors; build it like the model that was pruned"
+            )
