@@ -401,6 +401,10 @@ def test_hostile_names_are_only_names(view: Any) -> None:
     assert shown.table("Layers that no plan has") == [
         {"layer": f"{HOSTILE}.head", "why": f"a reason {HOSTILE}"}
     ]
+    above = shown.page.locator("svg .name").all_text_contents()
+    assert (
+        all(f"{HOSTILE}{i}.conv".endswith(name.removeprefix("…")) for i, name in enumerate(above)) and above
+    )
     titles = shown.page.locator("svg title").all_text_contents()
     assert any(title.startswith(f"{HOSTILE}-first, 50 %") for title in titles)
 
@@ -412,12 +416,14 @@ def test_without_scripts_the_page_is_the_same(view: Any) -> None:
 
 
 def test_print_shows_all_on_white(view: Any) -> None:
-    page = view("long", scheme="dark").page
+    page = view("long", size=(700, 1000), scheme="dark").page  # about what A4 has between its margins
     hidden = page.get_by_text("48 more layers").locator("..").locator("svg").first
     assert not hidden.is_visible()
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert hidden.is_visible()
+    widths = page.locator("table").evaluate_all("all => all.map(t => t.getBoundingClientRect().width)")
+    assert max(widths[:2]) <= 700, "the table of networks and that of layers"
 
 
 def test_a_long_network_with_everything_is_a_small_file(paths: dict[str, Path]) -> None:

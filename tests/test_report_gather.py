@@ -86,6 +86,21 @@ def test_a_tuned_network_is_cut_again_to_tell_what_the_cut_alone_cost(model, fac
     assert row.measured_loss == pytest.approx(loss(untouched, loader) - loss(model, loader), abs=1e-6)
 
 
+def test_a_loss_and_an_adapter_of_ones_own_are_used(model, cut, loader):
+    def squares(logits, y):
+        return (logits - F.one_hot(y, CLASSES)).square().sum(1)
+
+    mappings = [{"pixels": x, "classes": y} for x, y in loader]
+    adapter = ed.Adapter(split=lambda batch: (batch["pixels"], batch["classes"]))
+    options = {"model": model, "loader": mappings, "adapter": adapter, "time_batches": ()}
+    dense, row = only(gather(cut, loss=squares, **options))
+    before, after = (squares(*outputs(net, loader)).mean().item() for net in (model, cut.model))
+    assert row.measured_loss == pytest.approx(after - before, abs=1e-6)
+    assert dense.accuracy is row.accuracy is None
+    _, row = only(gather(cut, **options))
+    assert row.accuracy == pytest.approx(accuracy(cut.model, loader))
+
+
 def test_what_is_known_is_not_measured_again(model, cut):
     class Unread:
         def __iter__(self):
@@ -187,6 +202,7 @@ def test_rounds_are_compared_with_the_original(model, loader):
     assert second.budget == rounds[1].flops_after / rounds[0].flops_before <= 0.4
     assert first.predicted_loss is not None and first.measured_loss is not None
     assert second.predicted_loss is None, "the plan predicts what its own round adds"
+    assert "that it found" in data.why and "that it found" not in gather(rounds[0]).why
     assert second.measured_loss is None and second.accuracy == accuracy(rounds[1].model, loader)
     dense, row = only(gather(pruner.result, model=model, loader=loader, time_batches=()))
     assert row.name == "all rounds" and row.predicted_loss is row.measured_loss is None

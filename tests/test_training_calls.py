@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import eigendamage_ext as ed
 from eigendamage_ext.report.gather import gather
-from eigendamage_ext.report.measure import Measured, evaluated
+from eigendamage_ext.report.measure import Judge, Measured, evaluated
 from eigendamage_ext.training import Checkpoint
 
 BATCHES = [{key: value[rows] for key, value in batch(labels=LABELS).items()} for rows in ([0, 1], [2])]
@@ -237,7 +237,7 @@ def test_a_report_measures_by_the_adapter():
     adapter = ed.Adapter(split=split)
     loader = [(IDS, MASK, LABELS)]
     result = ed.prune(Answers(), loader, target={"ratio": 0.4}, adapter=adapter, progress=False)
-    first, after = evaluated(Answers(), [result], loader, [Measured(), Measured()], adapter)
+    first, after = evaluated(Answers(), [result], Judge(loader, adapter=adapter), [Measured(), Measured()])
     for found, model in ((first, Answers()), (after, result.model)):
         assert found.accuracy == ed.evaluate(model, BATCHES)
         assert found.loss == pytest.approx(ed.mean_loss(model, BATCHES), rel=1e-12)

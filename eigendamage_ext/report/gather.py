@@ -8,16 +8,18 @@ from torch import nn
 
 from eigendamage_ext._adapter import Adapter
 from eigendamage_ext._files import weights_digest
+from eigendamage_ext._objective import Loss
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.state import check_model, device_of
 from eigendamage_ext.pruning.plan import PruneResult
 from eigendamage_ext.report.cuts import layer_cuts, spectra
 from eigendamage_ext.report.data import Measurement, ReportData
-from eigendamage_ext.report.measure import Measured, evaluated, timed
+from eigendamage_ext.report.measure import Judge, Measured, evaluated, timed
 from eigendamage_ext.report.provenance import environment, plan_settings, target_name, why
 
 _TELLING = ("max_ratio", "round_to", "prune_head", "damping", "reference_compat", "seed")
 _UNKNOWN = Measured()
+_LAST_ROUND = " What is told of layers is what the last round did to the network that it found."
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,12 @@ class _Entry:
 
 
 def gather(
-    results: PruneResult | Mapping[str, Any] | Sequence[PruneResult | Mapping[str, Any]],
+    results: PruneResult | Mapping[str, Any] | Iterable[PruneResult | Mapping[str, Any]],
     *,
     model: nn.Module | None = None,
     factors: Factors | None = None,
     loader: Iterable[Any] | None = None,
+    loss: str | Loss = "cross_entropy",
     adapter: Adapter | None = None,
     time_batches: Sequence[int] = (1, 64),
     repeats: int = 11,
@@ -58,9 +61,10 @@ def gather(
             place of a result its plan's ``record()`` will do; such a network is not measured.
         model: The network as it was before the cut. It is timed beside the results.
         factors: Those of the chosen plan, which cuts directions, for the spectra.
-        loader: Batches with targets, best held out, for accuracies and for the cross-entropy that each cut
+        loader: Batches with targets, best held out, for accuracies and for the loss that each cut
             adds by itself. It needs `model`, and is read up to four times for each network.
-        adapter: As `training.evaluate` takes it, for the loader.
+        loss: What the loader's examples are judged by, as `training.mean_loss` takes it: that of the factors.
+        adapter: How batches and outputs are to be read, if they are unusual.
         time_batches: How many examples are in the batches that are timed.
         repeats: Passes of each network in a timing, of which the median counts.
         dense: What is known already of the network before the cut.
@@ -83,7 +87,7 @@ def gather(
     here = [entry.result for entry in entries]
     if model is not None:
         if loader is not None:
-            known = evaluated(model, here, loader, known, adapter)
+            known = evaluated(model, here, Judge(loader, loss, adapter), known)
         known = timed(model, here, time_batches, repeats, known)
 
     original = max((entry.before for entry in entries), key=lambda cost: cost[1])
@@ -117,7 +121,7 @@ def gather(
         chosen=keys[chosen],
         measurements=rows,
         layers=dict(zip(keys, (layer_cuts(entry.record) for entry in entries), strict=True)),
-        why=why(one.record["settings"]),
+        why=why(one.record["settings"]) + (_LAST_ROUND if one.found != original else ""),
         skipped=skipped,
         spectra=spectra(one.result.plan, factors) if one.result and factors is not None else (),
         settings={
@@ -131,7 +135,7 @@ def gather(
 
 
 def _several(results: Any) -> Sequence[Any]:
-    return list(results) if isinstance(results, Sequence) else [results]
+    return list(results) if isinstance(results, Iterable) and not isinstance(results, Mapping) else [results]
 
 
 def _entry(result: Any) -> _Entry:

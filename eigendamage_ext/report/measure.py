@@ -12,6 +12,7 @@ from eigendamage_ext import training
 from eigendamage_ext._adapter import Adapter, Inputs, map_tensors
 from eigendamage_ext._devices import milliseconds
 from eigendamage_ext._files import weights_digest
+from eigendamage_ext._objective import Loss
 from eigendamage_ext.curvature.state import device_of, preserved
 from eigendamage_ext.pruning.measure import dtype_of
 from eigendamage_ext.pruning.plan import PruneResult
@@ -34,53 +35,66 @@ class Measured:
     milliseconds: Mapping[int, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Judge:
+    """Measures accuracy and loss.
+
+    Attributes:
+        loader: Batches ``(input, target)``, readable again.
+        loss: As `training.mean_loss` takes it; a function of one's own has no accuracy beside it.
+        adapter: Likewise.
+    """
+
+    loader: Iterable[Any]
+    loss: str | Loss = "cross_entropy"
+    adapter: Adapter | None = None
+
+    def accuracy(self, model: nn.Module) -> float | None:
+        """In [0, 1]; None where the loss is not that of a classifier."""
+        if callable(self.loss):
+            return None
+        return training.evaluate(model, self.loader, adapter=self.adapter)
+
+    def mean_loss(self, model: nn.Module) -> float:
+        """Of an example."""
+        return training.mean_loss(model, self.loader, loss=self.loss, adapter=self.adapter)
+
+
 def evaluated(
-    model: nn.Module,
-    results: Sequence[PruneResult | None],
-    loader: Iterable[Any],
-    known: Sequence[Measured],
-    adapter: Adapter | None = None,
+    model: nn.Module, results: Sequence[PruneResult | None], judge: Judge, known: Sequence[Measured]
 ) -> list[Measured]:
     """Fills in accuracies and losses.
 
     Args:
         model: The original.
         results: What was made of it; None of a network that is not here.
-        loader: Batches with targets, readable again.
+        judge: What measures them.
         known: Of the original, then of each result.
-        adapter: As `training.evaluate` takes it.
     """
     first, *rest = known
-    if first.accuracy is None:
-        first = replace(first, accuracy=training.evaluate(model, loader, adapter=adapter))
     if first.loss is None:
-        first = replace(first, loss=training.mean_loss(model, loader, adapter=adapter))
+        first = replace(first, loss=judge.mean_loss(model))
+    if first.accuracy is None:
+        first = replace(first, accuracy=judge.accuracy(model))
     digest = weights_digest(model.state_dict())
-    pairs = zip(results, rest, strict=True)
-    return [first, *(_result(model, digest, result, loader, now, adapter) for result, now in pairs)]
+    return [first, *(_result(model, digest, r, judge, now) for r, now in zip(results, rest, strict=True))]
 
 
 def _result(
-    model: nn.Module,
-    digest: str,
-    result: PruneResult | None,
-    loader: Iterable[Any],
-    now: Measured,
-    adapter: Adapter | None,
+    model: nn.Module, digest: str, result: PruneResult | None, judge: Judge, now: Measured
 ) -> Measured:
     if result is None:
         return now
     if now.accuracy is None:
-        now = replace(now, accuracy=training.evaluate(result.model, loader, adapter=adapter))
+        now = replace(now, accuracy=judge.accuracy(result.model))
     if digest != result.parent or None not in (now.loss, now.accuracy_cut):
         return now  # a later round: what it found is not here to be cut again
     cut = result.plan.apply(model).model
     if now.loss is None:
-        now = replace(now, loss=training.mean_loss(cut, loader, adapter=adapter))
-    if now.accuracy_cut is None and weights_digest(cut.state_dict()) != weights_digest(
-        result.model.state_dict()
-    ):
-        now = replace(now, accuracy_cut=training.evaluate(cut, loader, adapter=adapter))
+        now = replace(now, loss=judge.mean_loss(cut))
+    tuned = weights_digest(cut.state_dict()) != weights_digest(result.model.state_dict())
+    if now.accuracy_cut is None and tuned:
+        now = replace(now, accuracy_cut=judge.accuracy(cut))
     return now
 
 

@@ -193,6 +193,11 @@ dd { margin: 0; font-size: .9rem; overflow-wrap: anywhere; }
   h2, figure, tr, .strip { break-inside: avoid; }
   h2 { break-after: avoid; }
   .scroll { overflow: visible; background: none; }
+  .pair { grid-template-columns: 1fr 1fr; }
+  table { font-size: .7rem; line-height: 1rem; }
+  th, td { padding: .25rem .35rem; }
+  td:not(.number), td:last-child:not(.number) { min-width: 0; }
+  .bar { background-position-x: right .35rem; background-position-y: 1.25rem; }
   .columns i, td, .chosen > *, .strip, .box { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   details::details-content { content-visibility: visible; }
   summary { list-style: none; color: var(--muted); }
