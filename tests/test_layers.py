@@ -1,5 +1,6 @@
 """Which layers are covered and why the others are not, patterns, and layers in numbers."""
 
+import re
 from collections import OrderedDict
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+import eigendamage_ext as ed
 from eigendamage_ext.curvature.layers import LayerSpec, check_patterns, is_factored, matches, select
 
 
@@ -178,6 +180,17 @@ def test_a_module_under_two_names_is_skipped():
 def test_a_bare_layer_must_be_wrapped():
     covered, skipped = select(nn.Linear(2, 3))
     assert not covered and skipped == {"": "it is the whole model; wrap it in nn.Sequential"}
+
+
+def test_a_model_that_holds_a_matrix_itself_is_listed_like_any_other():
+    model = OwnProduct()
+    model.inside = nn.Linear(2, 3)
+    covered, skipped = select(model)
+    assert list(covered) == ["inside"]
+    assert skipped[""].startswith("OwnProduct holds left, right itself")
+    model.forward = lambda x: model.inside(x)
+    plan = ed.plan(model, ed.estimate_factors(model, [torch.ones(1, 2)], progress=False), target={"flops": 1})
+    assert re.search(r"\n +the model +OwnProduct holds left, right itself", str(plan))
 
 
 def test_is_factored_needs_a_core_and_a_rotation_and_nothing_else():

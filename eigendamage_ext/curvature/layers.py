@@ -310,13 +310,13 @@ def _obstacle(name: str, module: nn.Module, shared: Mapping[str, str]) -> str | 
 def _unsupported(name: str, module: nn.Module) -> str | None:
     """Why a layer that stands alone is not covered; None if it is."""
     kind = type(module).__name__
-    if not name:
-        return "it is the whole model; wrap it in nn.Sequential"
     if _is_quantized(module):
         return f"{kind} is quantised"
     base = base_of(module)
     if base is None:
         return _no_layer(module)
+    if not name:
+        return "it is the whole model; wrap it in nn.Sequential"
     if parametrize.is_parametrized(module):
         return "its weight is parametrized; call parametrize.remove_parametrizations first"
     weight = module._parameters.get("weight")

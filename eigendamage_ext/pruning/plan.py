@@ -132,7 +132,7 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
             for row in self.values()
         ]
         blank = [""] * (len(self.COLUMNS) - 5)
-        rows += [(name, *blank, "", "", "", reason) for name, reason in self.skipped.items()]
+        rows += [(name or "the model", *blank, "", "", "", reason) for name, reason in self.skipped.items()]
         totals = (
             "whole model",
             *blank,
