@@ -73,7 +73,7 @@ def ended(child: int) -> int:
 
 def results(folder: Path) -> dict[str, bytes]:
     """What must be the same however a run came to its end."""
-    names = ("net.safetensors", "plan.json", "config.toml")
+    names = ("net.safetensors", "plan.json", "result.json", "config.toml")
     return {str(path.relative_to(folder)): path.read_bytes() for name in names for path in folder.rglob(name)}
 
 

@@ -89,6 +89,9 @@ def test_a_run_says_what_it_was_and_what_happened(tuned, capsys):
     events = read_events(tuned / "events.jsonl")
     begun = [event["stage"] for event in events if event["event"] == "begun"]
     assert begun[:2] == ["the network as it is", "factors"] and begun[2:5] == ["plan", "cut", "fine-tune"]
+    assert begun[5:] == ["measure", "time", "report"]
+    times = json.loads((tuned / "times.json").read_text())
+    assert list(times) == ["1", "64"] and all(len(t) == 2 and min(t) > 0 for t in times.values())
     assert [event["epoch"] for event in events if event["event"] == "epoch"] == [1, 2, 3]
     assert [event["lr"] for event in events if event["event"] == "epoch"] == pytest.approx(
         [0.05, 0.0375, 0.0125]

@@ -328,8 +328,13 @@ def test_loaders_of_ones_own_repeat_themselves(name):
     assert found.test is None and run_data.examples(found.train, 16) == 48
     first, again = whole(found.calibration)[0], whole(found.calibration)[0]
     found.train.set_epoch(1)
-    other = whole(found.train)[0]
-    assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, x)
+    other, unmoved = whole(found.train)[0], whole(found.calibration)[0]
+    assert (
+        torch.equal(first, again)
+        and torch.equal(first, unmoved)
+        and not torch.equal(first, other)
+        and not torch.equal(first, x)
+    )
     assert torch.equal(other.sum((1, 2, 3)).sort().values, x.sum((1, 2, 3)).sort().values)
     anew = loaded(f"tiny_case:{name}", seed=5).train
     anew.set_epoch(1)

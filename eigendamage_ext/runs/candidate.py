@@ -5,7 +5,7 @@
     stages/cut.json             what it costs and loses
     stages/tuning.safetensors   where its tuning is
     net.safetensors             the network
-    result.json                 how good and how fast it is
+    result.json                 what it costs and how good it is
 
 A stage reads what it needs from the files before it, in a run in one go as in one that was killed: so both
 come to the same.
@@ -97,7 +97,11 @@ class Candidate:
 
     def result(self) -> PruneResult:
         """The finished network and its plan."""
-        return replace(self._result(), model=self._load(self.net))
+        return replace(self._result(), model=self.network())
+
+    def network(self) -> nn.Module:
+        """The finished network."""
+        return self._load(self.net)
 
     def plan(self) -> None:
         """Decides what is cut."""
@@ -145,15 +149,14 @@ class Candidate:
         artifact.save(replace(self._result(), model=model), self.net)
 
     def measure(self) -> None:
-        """Measures how good and how fast the network is."""
-        model = self._load(self.net)
+        """Measures how good the network is."""
         cut = read_json(self.folder / "stages/cut.json")
+        tuned = self.subject.settings.epochs > 0
         found = cut | {
             "method": str(self.way),
             "target": self.goal.target,
             "accuracy_cut": cut["accuracy"],
-            "accuracy": self.subject.accuracy(model) if self.subject.settings.epochs else cut["accuracy"],
-            "milliseconds": self.subject.milliseconds([self.subject.model, model]),
+            "accuracy": self.subject.accuracy(self.network()) if tuned else cut["accuracy"],
         }
         self.events.add("measured", network=self.name, stage="result", **found)
         write_json(self.folder / "result.json", found)

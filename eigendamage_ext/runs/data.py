@@ -77,8 +77,9 @@ def _made(parts: Any, settings: Pruned, caller: str) -> Loaders:
                 f"{caller}: {word} must be left out where data come from loaders, got {got}; let "
                 f"{settings.data} do it"
             )
-    train = repeating(train, settings.seed)
-    return Loaders(train, train, None if test is None else repeating(test, settings.seed))
+    # Two of one loader: tuning sets the epoch of its own, and leaves the other's at the first.
+    tuned, calibration = (repeating(train, settings.seed) for _ in range(2))
+    return Loaders(tuned, calibration, None if test is None else repeating(test, settings.seed))
 
 
 def _is_pair(part: Any) -> bool:

@@ -32,7 +32,7 @@ CONFIG, LOCK, MARK = "config.toml", ".lock", "# eigendamage"
 UNREACHABLE, FIRST = "stages/unreachable.json", "stages/dense.json"
 NOTES = (CONFIG, "env.json", "events.jsonl", Path(UNREACHABLE).name)
 FOLDERS = ("stages", "networks")
-RESULTS = ("factors*.safetensors", "plan.json", "net.safetensors", "result.json", "report.html")
+RESULTS = ("factors*.safetensors", "plan.json", "net.safetensors", "result.json", "times.json", "report.html")
 
 
 class RunDirectory:

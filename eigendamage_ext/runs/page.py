@@ -14,8 +14,16 @@ from eigendamage_ext.runs.subject import REPEATS, Subject
 POINTS = 0.01  # of accuracy that the network on the page may lose, if there is a choice
 
 
-def write(path: Path, subject: Subject, candidates: Sequence[Candidate]) -> None:
-    """Writes the page of a run, about the smallest of its networks that is good."""
+def write(path: Path, subject: Subject, candidates: Sequence[Candidate], times: Path) -> None:
+    """Writes the page of a run, about the smallest of its networks that is good.
+
+    Args:
+        path: Where it goes.
+        subject: What was pruned.
+        candidates: What was made of it.
+        times: How fast they are.
+    """
+    timed = read_json(times)
     dense = read_json(subject.path)
     found = [read_json(candidate.folder / "result.json") for candidate in candidates]
     chosen = choose(dense, found)
@@ -25,9 +33,10 @@ def write(path: Path, subject: Subject, candidates: Sequence[Candidate]) -> None
     data = gather(
         results,
         factors=subject.factors(factors) if factors and isinstance(result.plan, DirectionPlan) else None,
-        dense=Measured(dense["accuracy"], dense["accuracy"], dense["loss"], _times(found[chosen], 0)),
+        dense=Measured(dense["accuracy"], dense["accuracy"], dense["loss"], _times(timed, 0)),
         measured=[
-            Measured(one["accuracy"], one["accuracy_cut"], one["loss"], _times(one, 1)) for one in found
+            Measured(one["accuracy"], one["accuracy_cut"], one["loss"], _times(timed, number))
+            for number, one in enumerate(found, start=1)
         ],
         chosen=chosen,
         settings=_told(subject.settings),
@@ -45,8 +54,8 @@ def choose(dense: dict[str, Any], found: Sequence[dict[str, Any]]) -> int:
     return accuracies.index(max(accuracies))
 
 
-def _times(found: dict[str, Any], column: int) -> dict[int, float]:
-    return {int(size): times[column] for size, times in found["milliseconds"].items()}
+def _times(timed: dict[str, list[float]], number: int) -> dict[int, float]:
+    return {int(size): times[number] for size, times in timed.items()}
 
 
 def _told(settings: Pruned) -> dict[str, str]:
@@ -59,5 +68,5 @@ def _told(settings: Pruned) -> dict[str, str]:
         "data": settings.data,
         "batch norm": "taken anew from the training data" if settings.recalibrate_bn else "left as it was",
         "fine-tuning": tuning if settings.epochs else "none",
-        "time": f"median of {REPEATS} passes, in turn with the network as it was",
+        "time": f"median of {REPEATS} passes, all networks in turn",
     }

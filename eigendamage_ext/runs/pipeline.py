@@ -11,9 +11,9 @@ from eigendamage_ext.runs.directory import FIRST, UNREACHABLE, RunDirectory
 from eigendamage_ext.runs.reach import briefly, obstacle
 from eigendamage_ext.runs.settings import Goal, PruneSettings, SweepSettings, Way
 from eigendamage_ext.runs.stages import Stage, read_json, write_json
-from eigendamage_ext.runs.subject import Subject
+from eigendamage_ext.runs.subject import REPEATS, TIMED_BATCHES, Subject
 
-REPORT = "report.html"
+REPORT, TIMES = "report.html", "times.json"
 
 
 class Asked(NamedTuple):
@@ -87,9 +87,15 @@ def _complete(directory: RunDirectory, asked: Sequence[Asked]) -> None:
     stages = [Stage("the network as it is", out / FIRST, dense, subject.measure_dense)]
     stages += estimation.stages(subject, out, [one.way for one in reachable])
     stages += [stage for one in candidates for stage in one.stages()]
-    write = partial(page.write, out / REPORT, subject, candidates)
+    work = REPEATS * subject.cost.flops * sum(TIMED_BATCHES) * (1 + len(candidates))
+    stages.append(Stage("time", out / TIMES, work, partial(_time, subject, candidates, out / TIMES)))
+    write = partial(page.write, out / REPORT, subject, candidates, out / TIMES)
     stages.append(Stage("report", out / REPORT, PLAN_WORK, write))
     directory.complete(stages)
+
+
+def _time(subject: Subject, candidates: Sequence[Candidate], path: Path) -> None:
+    subject.write_times(path, [candidate.network() for candidate in candidates])
 
 
 def unreachable(out: Path) -> dict[str, str]:

@@ -115,14 +115,14 @@ class Subject:
             },
         )
 
-    def milliseconds(self, networks: Sequence[nn.Module]) -> dict[str, list[float]]:
-        """Median time of a pass of each network, by the examples in a batch."""
+    def write_times(self, path: Path, networks: Sequence[nn.Module]) -> None:
+        """Writes how long a pass of each network takes, in turn; first that of the one they come from."""
         found = {}
         for size in TIMED_BATCHES:
             batch = self.example.expand(size, *self.example.shape[1:]).contiguous()
-            times = _devices.milliseconds(networks, batch, REPEATS)
+            times = _devices.milliseconds([self.model, *networks], batch, REPEATS)
             found[str(size)] = [round(time, 4) for time in times]
-        return found
+        write_json(path, found)
 
     def _plan(self, goal: Goal, way: Way, factors: Path | None) -> Plan[Any]:
         """The plan for a goal, from a file of factors if the method needs any."""
