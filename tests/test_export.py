@@ -123,6 +123,29 @@ def test_what_forward_leaves_in_a_model_stays_out_of_it(tmp_path):
     assert net.calls == 0
 
 
+def test_a_network_that_changes_its_input(tmp_path):
+    class Halving(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.mul_(0.5))
+
+    x = X.clone()
+    ed.export(Halving(3, 3), tmp_path / "net.pt2", example_inputs=x)
+    assert torch.equal(x, X)
+
+
+def test_a_file_that_does_not_run_is_refused(tmp_path, monkeypatch):
+    def load(file):
+        raise RuntimeError("no such operator\nand more")
+
+    class Loaded:
+        module = staticmethod(lambda: load)
+
+    monkeypatch.setattr(torch.export, "load", lambda file: Loaded)
+    with pytest.raises(NotImplementedError, match="its file, got RuntimeError: no such operator for 2 exa"):
+        ed.export(nn.Linear(3, 3), tmp_path / "net.pt2", example_inputs=X)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_result_is_exported_with_the_example_of_its_plan(tmp_path):
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
     result = ed.plan(net, random_factors(net, (6,)), target={"params": 0.7}).apply(net)

@@ -83,7 +83,7 @@ def export(
             expected = [_outputs(copied, check) for check in checks]
             with _quiet():
                 run = write(_program(copied, _of(example, 2)), file)
-                found = [run(check) for check in checks] if run else expected
+                found = [_run(run, check) for check in checks] if run else expected
             for ours, theirs, check in zip(expected, found, checks, strict=True):
                 _compare(ours, theirs, _number(check), str(path))
 
@@ -155,13 +155,24 @@ def _of(batch: Inputs, number: int) -> Inputs:
 
 
 def _outputs(model: nn.Module, batch: Inputs) -> list[Tensor]:
-    """The tensors that the model returns."""
+    """The tensors that the model returns; it may change its inputs."""
     try:
-        return list(tensors_in(call(model, batch)))
+        return list(tensors_in(call(model, map_tensors(torch.clone, batch))))
     except Exception as error:
         raise ValueError(
             "export: example_inputs must be what the model takes, for any number of examples, got "
             f"{first_line(error)} for {_number(batch)}; pass other inputs, or change its forward"
+        ) from error
+
+
+def _run(run: Run, batch: Inputs) -> list[Tensor]:
+    """The tensors that a file gives, likewise."""
+    try:
+        return run(map_tensors(torch.clone, batch))
+    except Exception as error:
+        raise NotImplementedError(
+            f"export: model must be one that runs from its file, got {first_line(error)} for "
+            f"{_number(batch)} examples; export it in another format, or as model.float()"
         ) from error
 
 
