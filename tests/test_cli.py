@@ -115,6 +115,11 @@ def test_sigterm_ends_as_ctrl_c_does(bench_is, capsys):
     assert cleaned == [True] and signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_closed_pipe_is_no_news(bench_is, capsys):
+    bench_is(raising(BrokenPipeError(32, "Broken pipe")))
+    assert cli.main(["bench"]) == 1 and capsys.readouterr().err == ""
+
+
 def test_a_warning_is_a_line_told_once(bench_is, capsys):
     def run(options):
         for _ in range(2):

@@ -5,6 +5,7 @@ nothing heavy before they run, so that --help is there at once.
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -46,13 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.parser.error(f"unknown option {unknown[0]}{nearest_option(unknown[0], options.parser)}")
     try:
         with termination_raises(), plain_warnings():
-            return int(options.run(options))
+            code = int(options.run(options))
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt as stop:
         word, code = (
             ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
         )
         _tell(f"\n{word}; {options.after_interrupt}")
         return code
+    except BrokenPipeError:  # whoever read what was printed has seen enough
+        with suppress(OSError):  # or the interpreter would complain when it flushes
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except argparse.ArgumentError as error:
         if options.debug:
             raise
