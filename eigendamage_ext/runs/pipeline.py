@@ -27,7 +27,7 @@ class Asked(NamedTuple):
         """Where its files go."""
         if not self.name:
             return out
-        return out / "networks" / f"{self.way}-{self.goal.measure}-{self.goal.value:g}"
+        return out / "networks" / f"{self.way}-{self.goal.measure}-{self.goal.value}"
 
 
 def prune(

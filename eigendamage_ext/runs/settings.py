@@ -193,7 +193,7 @@ class Goal(NamedTuple):
     value: float
 
     def __str__(self) -> str:
-        share = f"{100 * self.value:.6g} %"
+        share = f"{100 * self.value:.10g} %"
         return f"{share} of units cut" if self.measure == "ratio" else f"{share} of {NAMES[self.measure]}"
 
     @property
