@@ -46,10 +46,20 @@ def counted(logits: Tensor, targets: Tensor | None, inputs: Inputs | None, calle
     inputs have one of that shape, is not 0.
 
     Raises:
-        ValueError: Neither says which positions count, though there is a mask; or targets of another shape.
+        ValueError: None counts; neither tells which, though there is a mask; or targets of another shape.
     """
     if logits.dim() != 3:
         return None
+    counts = _counted(logits, targets, inputs, caller)
+    if not counts.any():
+        raise ValueError(
+            f"{caller}: loader must yield a position that counts in every batch, got targets of -100 or a "
+            "mask of 0 at all of them; leave such batches out"
+        )
+    return counts
+
+
+def _counted(logits: Tensor, targets: Tensor | None, inputs: Inputs | None, caller: str) -> Tensor:
     shape = logits.shape[:2]
     if targets is not None and targets.shape != shape:
         raise ValueError(
@@ -88,11 +98,6 @@ def answers(
     counts = counted(logits, y, inputs, caller)
     if counts is None:
         return logits, y, taught
-    if not counts.any():
-        raise ValueError(
-            f"{caller}: loader must yield a target that counts in every batch, got -100 or a mask of 0 at "
-            "all positions; leave such batches out"
-        )
     return logits[counts], y[counts], None if taught is None else taught[counts]
 
 
@@ -114,6 +119,15 @@ def distilled(
         log_target=True,
     )
     return (1 - distillation) * F.cross_entropy(logits, y) + distillation * temperature**2 * divergence
+
+
+def attended(inputs: Inputs) -> Tensor | None:
+    """Which tokens ``(N, T)`` are there and no padding, by the attention mask; None without such a mask.
+
+    Of a network with an encoder and a decoder, whose layers see tokens of both, None.
+    """
+    name, mask = _attention(inputs)
+    return mask != 0 if mask is not None and mask.dim() == 2 and name == "attention_mask" else None
 
 
 def _attention(inputs: Inputs | None) -> tuple[str, Tensor | None]:

@@ -310,3 +310,53 @@ def test_a_report_times_networks_on_mappings():
     )
     _, after = timed(Texts(), [result], [3], 1, [Measured(), Measured()])
     assert after.milliseconds[3] > 0 and all(torch.equal(ids, IDS[:1].expand(3, 5)) for ids in sizes)
+
+
+@pytest.mark.parametrize(
+    ("example", "kept"),
+    [
+        ({"ids": IDS, "x": MEANS, "scale": 0.5, "mode": "sum", "flag": True, "none": None}, True),
+        ((IDS, MEANS, MASK, 3), True),
+        (IDS, True),
+        (MEANS, True),
+        ({"ids": IDS, "more": [MASK, MASK]}, False),
+        ({"ids": IDS, "scale": float("nan")}, False),
+    ],
+    ids=["mapping", "tuple", "whole numbers", "floating point", "nested", "not a number"],
+)
+def test_a_file_keeps_the_whole_numbers_of_an_example_and_nothing_else_of_the_data(example, kept, tmp_path):
+    class Takes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, CLASSES).double()
+
+        def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+            first = args[0] if args else kwargs["ids"]
+            return self.layer(first[:, :1].double())
+
+    factors = estimated(Takes(), [(example, LABELS)])
+    factors.save(tmp_path / "factors")
+    found = ed.Factors.load(tmp_path / "factors").example
+    if not kept:
+        assert factors.example is not None and found is None
+        with pytest.raises(
+            ValueError, match=r"plan: example_inputs must be .* where no factors hold one, got None"
+        ):
+            ed.plan(Takes(), ed.Factors.load(tmp_path / "factors"), target={"ratio": 0.4})
+        return
+    assert type(found) is type(example)
+    pairs = zip(
+        *(
+            list(e.items() if isinstance(e, dict) else enumerate(e if isinstance(e, tuple) else [e]))
+            for e in (found, example)
+        ),
+        strict=True,
+    )
+    for (key, ours), (name, theirs) in pairs:
+        assert key == name
+        if isinstance(theirs, Tensor):
+            assert ours.dtype == theirs.dtype and torch.equal(
+                ours, theirs[:1] * (not theirs.is_floating_point())
+            )
+        else:
+            assert ours == theirs

@@ -127,6 +127,27 @@ def test_factors_and_diagonal_are_those_of_the_dense_fisher(name, fisher, case):
     assert_close(moments.flatten(), (rotation.mT @ expected[columns][:, columns] @ rotation).diagonal())
 
 
+@pytest.mark.parametrize("kind", ["channel", "patch"])
+@pytest.mark.parametrize(
+    "data", [batch(), batch(labels=LABELS), IDS], ids=["mask", "mask and labels", "neither"]
+)
+def test_the_input_factor_is_of_tokens_that_are_there(data, kind):
+    model = Tagger()
+    rows = [
+        words[mask == 1] if isinstance(data, dict) else words
+        for words, mask in zip(model.words(IDS).detach(), MASK, strict=True)
+    ]
+    expanded, means = torch.cat(rows), torch.stack([row.mean(dim=0) for row in rows])
+    for weight_sharing, a in (("expand", expanded), ("reduce", means)):
+        if kind == "patch":
+            a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
+        settings = {"kind": kind, "weight_sharing": weight_sharing}
+        assert_close(estimated([data], **settings)["first"].A, a.mT @ a / len(a))
+        if isinstance(data, dict):
+            parts = [{key: value[n : n + 1] for key, value in data.items()} for n in range(len(IDS))]
+            assert_close(estimated(parts, **settings)["first"].A, a.mT @ a / len(a))
+
+
 def test_gradients_are_those_of_the_mean_over_examples_of_their_sums():
     factors = estimated([batch(labels=LABELS)])
     model = Tagger()
@@ -143,7 +164,7 @@ def test_draws_at_a_position_do_not_depend_on_the_batching():
     parts = [{key: value[n : n + 1] for key, value in batch().items()} for n in range(len(IDS))]
     assert_same(whole, estimated(parts, samples=2, seed=5))
     short = [parts[0], {"input_ids": IDS[1:2, :2], "attention_mask": MASK[1:2, :2]}, parts[2]]
-    assert_close(whole["first"].G, estimated(short, samples=2, seed=5)["first"].G)
+    assert_same(whole, estimated(short, samples=2, seed=5))
     assert not torch.equal(whole["first"].G, estimated([batch()], samples=2, seed=6)["first"].G)
 
 
@@ -236,6 +257,11 @@ def test_prune_hands_a_loss_of_ones_own_on():
 
 
 REFUSED = [
+    (
+        {},
+        batch(labels=LABELS.masked_fill(MASK == 1, -100)),
+        "a position that counts in every batch, got targets",
+    ),
     ({"fisher": "empirical"}, batch(), "must yield .* for fisher='empirical', got inputs alone"),
     (
         {},

@@ -183,7 +183,7 @@ def test_what_training_cannot_count_is_refused_and_changes_nothing():
         (
             lambda: ed.train(model, ignored, **settings),
             ValueError,
-            "train: loader must yield a target that counts",
+            "train: loader must yield a position that counts",
         ),
         (lambda: ed.evaluate(model, [batch()]), ValueError, r"evaluate: loader must yield \(input, target\)"),
         (

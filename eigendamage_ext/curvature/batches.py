@@ -4,12 +4,14 @@ import math
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from eigendamage_ext._adapter import Adapter, Inputs, map_tensors, move, take, unpack
+from eigendamage_ext._objective import attended
 from eigendamage_ext._progress import track
 
 
@@ -33,6 +35,16 @@ class Batch:
 
     def __len__(self) -> int:
         return self.examples
+
+    @cached_property
+    def tokens(self) -> Tensor | None:
+        """Which tokens ``(N, T)`` are no padding; None where no attention mask tells."""
+        return attended(self.inputs)
+
+    @cached_property
+    def token_rows(self) -> Tensor | None:
+        """Their numbers in a row, ``(M,)``; a device is waited for the first time."""
+        return None if self.tokens is None else self.tokens.flatten().nonzero().squeeze(1)
 
 
 def batches(

@@ -56,8 +56,8 @@ def estimate_factors(
         loss: "cross_entropy", "mse" (Σ(z − y)², no ½) or "bce_with_logits", summed over an example's outputs.
             The cross entropy of logits ``(N, T, C)`` is summed over the positions that count: those whose
             target, where targets ``(N, T)`` are given, is not -100, and whose "attention_mask" ``(N, T)``,
-            where the inputs have one, is not 0. A counts all positions, as a layer does. Or a function of
-            your own for "empirical": ``loss(logits, targets)`` returns the examples' losses ``(N,)``.
+            where the inputs have one, is not 0. Tokens whose mask is 0 are left out of A too. Or a function
+            of your own for "empirical": ``loss(logits, targets)`` returns the examples' losses ``(N,)``.
         fisher: "mc", gradients at labels drawn from the model; "exact", the expectation over such labels, one
             backward pass for each output; or "empirical", gradients at the given labels.
         samples: Number of draws for "mc". A draw depends on the seed, the example's number and its own alone.

@@ -48,12 +48,23 @@ class FactorSums(Collector):
     def add_input(self, name: str, x: Tensor, output: Tensor, batch: Batch) -> None:
         """Adds to A."""
         spec = self.specs[name]
+        positions = output.numel() // spec.out_channels
+        if batch.tokens is not None and spec.kind == "Linear" and x.shape[:-1] == batch.tokens.shape:
+            x, positions = self._without_padding(x, batch)
         with sum_on(x.device, self._A[name]) as A:
             add_input(spec, x, A, kind=self._kind, weight_sharing=self._weight_sharing)
-        positions = output.numel() // spec.out_channels
         self._divisors[name] += input_divisor(
             spec, positions, len(batch), kind=self._kind, weight_sharing=self._weight_sharing
         )
+
+    def _without_padding(self, x: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        """An input ``(N, T, …)`` as if padding, which no gradient reaches, were not there; and its rows."""
+        assert batch.tokens is not None and batch.token_rows is not None
+        if self._weight_sharing == "expand":
+            return x.flatten(0, 1)[batch.token_rows.to(x.device)], len(batch.token_rows)
+        tokens = batch.tokens.to(x.device)
+        shares = tokens * (tokens.shape[1] / tokens.sum(dim=1, keepdim=True).clamp(min=1))
+        return x * shares[..., None].to(x.dtype), len(batch.token_rows)
 
     def add_gradient(self, name: str, gradient: Tensor, *, last: bool) -> None:
         """Adds to G."""
