@@ -337,7 +337,7 @@ def inference_model() -> nn.Module:
         (
             lambda: nn.Sequential(nn.ReLU()),
             ValueError,
-            "a Conv2d or Linear that can be covered, got no such layer",
+            "a layer that can be covered, got no such layer",
         ),
         (
             lambda: nn.Linear(3, 3),
