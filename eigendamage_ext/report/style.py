@@ -182,7 +182,7 @@ dd { margin: 0; font-size: .9rem; overflow-wrap: anywhere; }
   section { margin-top: 2.5rem; }
   th, td { padding: .375rem .55rem; }
   .layers tbody th, .glance tbody th {
-    white-space: normal; overflow-wrap: anywhere; min-width: 9.5rem; max-width: 10rem;
+    white-space: normal; overflow-wrap: anywhere; font-size: .8rem; min-width: 10.5rem; max-width: 11rem;
   }
   .strip div { padding: .6rem .65rem; }
   .strip dd { font-size: .95rem; }
