@@ -296,18 +296,20 @@ def _shared(model: nn.Module) -> dict[str, str]:
 
 def _obstacle(name: str, module: nn.Module, shared: Mapping[str, str]) -> str | None:
     """Why a layer is not covered, of a factored one all its parts; None if it is."""
-    if name and is_factored(module):
+    if not name and (kind_of(module) or is_factored(module)):
+        return "it is the whole model; wrap it in nn.Sequential"
+    if is_factored(module):
         reasons = (
-            (child, shared.get(f"{name}.{child}") or _unsupported(child, part))
+            (child, shared.get(f"{name}.{child}") or _unsupported(part))
             for child, part in module.named_children()
         )
         return shared.get(name) or next((f"{child}: {why}" for child, why in reasons if why), None)
     if kind_of(module) is None:
-        return _unsupported(name, module)
-    return shared.get(name) or _unsupported(name, module)
+        return _unsupported(module)
+    return shared.get(name) or _unsupported(module)
 
 
-def _unsupported(name: str, module: nn.Module) -> str | None:
+def _unsupported(module: nn.Module) -> str | None:
     """Why a layer that stands alone is not covered; None if it is."""
     kind = type(module).__name__
     if _is_quantized(module):
@@ -315,8 +317,6 @@ def _unsupported(name: str, module: nn.Module) -> str | None:
     base = base_of(module)
     if base is None:
         return _no_layer(module)
-    if not name:
-        return "it is the whole model; wrap it in nn.Sequential"
     if parametrize.is_parametrized(module):
         return "its weight is parametrized; call parametrize.remove_parametrizations first"
     weight = module._parameters.get("weight")
