@@ -78,7 +78,8 @@ def run(options: argparse.Namespace) -> int:
             meter.stage(f"batches of {size}, {mode}")
             found.append(latency((base, other), example, size, mode, seconds=options.seconds))
             meter.advance(1)
-    where = f"{_devices.name(options.device)}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    where = f"{_devices.name(options.device)}, {threads} thread{'s' * (threads > 1)}"
     what = in_words(example)
     if options.json:
         print(json.dumps(_record(files, costs, found, what, where), indent=2, allow_nan=False))
