@@ -341,7 +341,10 @@ TEST(spectra_that_take_more_sweeps_are_decomposed) {
     for (int reflection = 0; reflection < n; ++reflection) {
       std::vector<double> v(n);
       double square = 0;
-      for (double& x : v) square += (x = std::normal_distribution<double>()(random)) * x;
+      for (double& x : v) {
+        x = std::normal_distribution<double>()(random);
+        square += x * x;
+      }
       for (const bool columns : {true, false}) {
         for (int i = 0; i < n; ++i) {
           double dot = 0;
