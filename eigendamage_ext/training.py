@@ -32,6 +32,7 @@ from ._adapter import (
     unpack,
 )
 from ._checkpoint import Checkpoint, Epoch, OutOfTime, TrainingState
+from ._finite import check_finite, steepest_of
 from ._objective import Loss, answers, check_loss, distilled, hits_in, losses_of
 from ._progress import track
 from ._random import seeded
@@ -104,8 +105,8 @@ def train(
         One record per epoch.
 
     Raises:
-        ValueError: An argument out of range, an empty loader, a loss that is not finite, or a checkpoint of
-            another training.
+        ValueError: An argument out of range, an empty loader, a checkpoint of another training, or a loss or
+            gradient that is not finite: the model then has the weights of the step before.
         OutOfTime: The checkpoint's deadline is near.
     """
     if epochs < 0:
@@ -174,16 +175,19 @@ def train(
                 logits, y, teacher_logits = answers("train", inputs, logits, y, teacher_logits)
                 objective, size = distilled(logits, y, teacher_logits, temperature, distillation), len(y)
                 right = hits_in(logits, y)
-            # Both at once: a device is waited for here and nowhere else in a step, unless positions count.
-            value, hits = torch.stack([objective.detach().double(), right.double()]).tolist()
-            if not math.isfinite(value):
+            optimizer.zero_grad()
+            objective.backward()  # type: ignore[no-untyped-call]
+            # All at once: a device is waited for here and nowhere else in a step, unless positions count.
+            told = [objective.detach(), right, steepest_of(parameters).to(objective.device)]
+            value, hits, steepest = torch.stack([number.double() for number in told]).tolist()
+            if not math.isfinite(value) or not math.isfinite(steepest):
+                optimizer.zero_grad()
+                what, got = ("gradients", steepest) if math.isfinite(value) else ("loss", value)
                 raise ValueError(
-                    f"train: loss must be finite, got {value} in epoch {epoch + 1}, step {step + 1} "
+                    f"train: {what} must be finite, got {got} in epoch {epoch + 1}, step {step + 1} "
                     f"(learning rate {rate:g}); lower lr or look for bad inputs. "
                     "The model keeps the weights of the step before"
                 )
-            optimizer.zero_grad()
-            objective.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if step == 0:
                 accuracy = None if callable(loss) else 0.0
@@ -303,7 +307,7 @@ def recalibrate_bn(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: The loader is empty.
+        ValueError: The loader is empty, or what it yields makes a statistic that is not finite.
     """
     adapter = check_adapter("recalibrate_bn", adapter)
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
@@ -328,6 +332,7 @@ def recalibrate_bn(
             for index, batch in enumerate(_batches(loader, "recalibrate_bn", progress)):
                 inputs, _, _ = unpack(batch, adapter, caller="recalibrate_bn", index=index)
                 call(model, move(inputs, device))
+            check_finite(model, caller="recalibrate_bn")
         except BaseException:
             for layer, buffers in zip(layers, before, strict=True):
                 for name, buffer in layer.named_buffers():

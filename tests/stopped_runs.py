@@ -13,11 +13,13 @@ import random
 import signal
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from eigendamage_ext import cli
@@ -77,6 +79,23 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for name in names for path in folder.rglob(name)}
 
 
+def damaged(folder: Path) -> list[str]:
+    """Files of a run that do not load, apart from those that are being written under a name of their own."""
+    loaders: dict[str, Callable[[Path], Any]] = {
+        ".json": lambda path: json.loads(path.read_text()),
+        ".toml": lambda path: tomllib.loads(path.read_text()),
+        ".safetensors": safetensors.torch.load_file,
+        ".html": lambda path: path.read_text().index("</html>"),
+    }
+    found = []
+    for path in folder.rglob("[!.]*.*"):
+        try:
+            loaders.get(path.suffix, lambda path: None)(path)
+        except Exception as error:
+            found.append(f"{path.name}: {error}")
+    return found
+
+
 def trials(
     folder: Path, number: int, randoms: int, every: int, command: list[str]
 ) -> Iterator[dict[str, Any]]:
@@ -116,6 +135,7 @@ def trials(
             time.sleep(when)
             os.kill(child, number)
         first = ended(child)
+        broken = damaged(out)
         second = ended(forked(lambda out=out: run(out)))
         found = results(out) if second == 0 else {}
         yield {
@@ -123,6 +143,7 @@ def trials(
             "first": first,
             "second": second,
             "same": found == expected,
+            "damaged": broken,
             "left": [path.name for name in ("*.tmp", "tuning.safetensors") for path in out.rglob(name)],
             "events": read_events(out / "events.jsonl"),
         }

@@ -32,7 +32,7 @@ def save(model: nn.Module | PruneResult, path: str | os.PathLike[str]) -> None:
 
     The file says what the model does with its inputs, so `load` needs no class, if torch.fx can follow the
     model and finds only what `eigendamage_ext.artifact.allowlist` lists. An argument of forward that has a
-    default keeps it. Methods other than forward are not saved.
+    default keeps it. Methods other than forward are not saved. Numbers need not be finite.
 
     Args:
         model: The model, or the result of pruning, whose plan then goes into the file as its provenance.

@@ -12,6 +12,7 @@ from torch import nn
 
 from eigendamage_ext._adapter import Inputs, map_tensors, named_tensors
 from eigendamage_ext._files import weights_digest
+from eigendamage_ext._finite import check_finite
 from eigendamage_ext.curvature.layers import LayerSpec, check_layer
 from eigendamage_ext.curvature.state import check_model
 from eigendamage_ext.pruning.measure import Measurement, dtype_of, measure
@@ -158,9 +159,11 @@ class Plan(Mapping[str, R], ABC, Generic[R]):
             inplace: Change `model` itself.
 
         Raises:
-            ValueError: A layer is missing or of another shape; nothing has been changed then.
+            ValueError: A layer is missing or of another shape, or a weight is not finite; nothing has been
+                changed then.
         """
         check_model(model, caller="apply")
+        check_finite(model, caller="apply")
         for row in self.values():
             check_layer(model, row.spec, caller="apply", origin="the plan")
         example, dtype = self._example, dtype_of(model)

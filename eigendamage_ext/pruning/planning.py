@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from eigendamage_ext._adapter import Adapter, Inputs, as_inputs, check_adapter, count, map_tensors, take
+from eigendamage_ext._finite import check_finite
 from eigendamage_ext.curvature.factors import Factors
 from eigendamage_ext.curvature.layers import (
     LayerSpec,
@@ -99,7 +100,8 @@ def plan(
 
     Raises:
         ValueError: A target that is out of range or cannot be reached (the message names the nearest value),
-            another argument out of range, or factors that do not fit the model or the method.
+            another argument out of range, a weight or factor that is not finite, or factors that do not fit
+            the model or the method.
         TypeError: An argument of the wrong type.
         ImportError: The method cuts filters and torch_pruning, which tells what is coupled, is not there.
     """
@@ -108,6 +110,7 @@ def plan(
     )
     adapter = check_adapter("plan", adapter)
     check_model(model, caller="plan")
+    check_finite(model, caller="plan")
     _check_factors(factors, settings)
     example = _example(factors, example_inputs)
     if factors is not None:

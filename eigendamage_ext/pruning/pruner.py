@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from eigendamage_ext._adapter import Adapter, Inputs, check_adapter
+from eigendamage_ext._finite import check_finite
 from eigendamage_ext._objective import Loss
 from eigendamage_ext.curvature.batches import batches
 from eigendamage_ext.curvature.estimate import estimate_factors
@@ -93,6 +94,7 @@ def prune(
     )
     check_adapter("prune", adapter)
     check_model(model, caller="prune")
+    check_finite(model, caller="prune")
     ignored_layers = check_ignored(model, ignored_layers)
     needs = settings.cutter.needs
     extra = "moments" if scores == "ekfac" else needs if needs in SECOND_PASSES else None
