@@ -55,11 +55,16 @@ def find_nvcc() -> tuple[str, list[str]] | None:
 
 
 def architectures() -> list[str]:
-    """nvcc's flags for the GPUs to compile for, as EIGENDAMAGE_CUDA_ARCHS names them: "80 90" unless set."""
-    wanted = os.environ.get("EIGENDAMAGE_CUDA_ARCHS", "80 90").split()
+    """nvcc's flags for the GPUs to compile for, as EIGENDAMAGE_CUDA_ARCHS names them: "80 90a" unless set.
+
+    Only the code for sm_90a uses the matrix units of Hopper; "90" means it too.
+    """
+    wanted = os.environ.get("EIGENDAMAGE_CUDA_ARCHS", "80 90a").split()
     if not wanted or not all(re.fullmatch(r"\d+[af]?", arch) for arch in wanted):
-        sys.exit(f"EIGENDAMAGE_CUDA_ARCHS must list architectures as in '80 90', got {' '.join(wanted)!r}")
-    return [f"-gencode=arch=compute_{arch},code=[compute_{arch},sm_{arch}]" for arch in wanted]
+        sys.exit(f"EIGENDAMAGE_CUDA_ARCHS must list architectures as in '80 90a', got {' '.join(wanted)!r}")
+    wanted = ["90a" if arch == "90" else arch for arch in wanted]
+    flags = [f"-gencode=arch=compute_{arch},code=[compute_{arch},sm_{arch}]" for arch in wanted]
+    return flags + ["-DEIGENDAMAGE_SM90A"] * ("90a" in wanted)
 
 
 def compile_cuda(nvcc: str, sources: list[str], folder: Path) -> list[str]:

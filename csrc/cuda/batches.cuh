@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "combine.cuh"
-#include "gram.cuh"
+#include "gram_operands.cuh"
 #include "gram.h"
 
 namespace eigendamage::cuda {

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "../kernels.h"
-#include "gram.cuh"
+#include "gram_operands.cuh"
 
 namespace eigendamage::cuda {
 

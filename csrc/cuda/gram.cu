@@ -6,32 +6,69 @@
 #include <utility>
 
 #include "batches.cuh"
+#include "gram.cuh"
 #include "gram.h"
+#include "gram_warpgroup.cuh"
 #include "table.cuh"
 
 namespace eigendamage::cuda {
 namespace {
 
-/// The kernel for the factors of products that x makes.
+/// Whether the device has units that four warps use together, and the build code for them.
+bool has_warpgroup_units() {
+#if defined(__CUDACC__) && !defined(EIGENDAMAGE_SM90A)
+  return false;
+#else
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9;
+#endif
+}
+
 template <class Element>
-auto kernel_for(const GramProblem& p, const Execution& run) {
-  using enum Factor;
-  constexpr bool whole = std::is_same_v<Element, float>;
-  const auto choose = [&]<Factor a, Factor b>() {
-    return std::pair{p.patches ? gram_kernel<Element, true, a, b> : gram_kernel<Element, false, a, b>,
-                     p.patches ? sizeof(typename GramBlock<Element, true, a, b>::Shared)
-                               : sizeof(typename GramBlock<Element, false, a, b>::Shared)};
-  };
-  if constexpr (whole) {
-    return run.tf32 ? choose.template operator()<kRounded, kRounded>() : choose.template operator()<kSplit, kSplit>();
-  } else if constexpr (std::is_same_v<Element, double>) {
-    return choose.template operator()<kExact, kExact>();
-  } else {
-    using Kernel = void (*)(Gram);
-    if (p.row_weights.empty()) return choose.template operator()<kExact, kExact>();
-    return std::pair{Kernel{gram_kernel<Element, false, kSplit, kExact>},
-                     sizeof(typename GramBlock<Element, false, kSplit, kExact>::Shared)};
+struct Choice {
+  void (*kernel)(Gram);
+  std::size_t shared_bytes;
+
+  template <bool patches, Factor a, Factor b>
+  static Choice warps() {
+    return {gram_kernel<Element, patches, a, b>, sizeof(typename GramBlock<Element, patches, a, b>::Shared)};
   }
+  template <bool patches, Factor factor>
+  static Choice warpgroup() {
+    return {warpgroup_gram_kernel<Element, patches, factor>,
+            sizeof(typename WarpgroupGramBlock<Element, patches, factor>::Shared)};
+  }
+};
+
+/// The kernel for the factors of products that x makes. Halves times m have more bits than the units heed.
+template <class Element, bool patches>
+Choice<Element> kernel_for(bool weighted, bool tf32) {
+  using enum Factor;
+  using Choose = Choice<Element>;
+  if constexpr (std::is_same_v<Element, double>) {
+    return Choose::template warps<patches, kExact, kExact>();
+  } else {
+    constexpr bool whole = std::is_same_v<Element, float>;
+    if (has_warpgroup_units()) {
+      if constexpr (whole) {
+        return tf32 ? Choose::template warpgroup<patches, kRounded>() : Choose::template warpgroup<patches, kSplit>();
+      } else {
+        return weighted ? Choose::template warpgroup<false, kSplit>() : Choose::template warpgroup<patches, kExact>();
+      }
+    }
+    if constexpr (whole) {
+      return tf32 ? Choose::template warps<patches, kRounded, kRounded>()
+                  : Choose::template warps<patches, kSplit, kSplit>();
+    } else {
+      return weighted ? Choose::template warps<false, kSplit, kExact>()
+                      : Choose::template warps<patches, kExact, kExact>();
+    }
+  }
+}
+
+template <class Element>
+Choice<Element> kernel_for(const GramProblem& p, const Execution& run) {
+  const bool weighted = !p.row_weights.empty();
+  return p.patches ? kernel_for<Element, true>(weighted, run.tf32) : kernel_for<Element, false>(weighted, run.tf32);
 }
 
 /// Where neighbours lie closer in memory: rows, or positions.

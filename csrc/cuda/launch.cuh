@@ -39,6 +39,8 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, const Execution& ru
   if (grid.shared_bytes > (48 << 10)) {  // more than every kernel may have
     const auto bytes = static_cast<int>(grid.shared_bytes);
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "cudaFuncSetAttribute");
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+          "cudaFuncSetAttribute");
   }
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;

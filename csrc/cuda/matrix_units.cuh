@@ -55,6 +55,17 @@ enum class Order {
   kDepthOutside,  ///< [k][row]: for floats 8 more than a multiple of 16, for doubles odd
 };
 
+/// x is hi + lo, of which lo has one bit more than the units heed, of either sign. Rounding in integers takes half the
+/// instructions: a NaN may lose its hi, but then is in its lo.
+struct Halves {
+  float hi, lo;
+};
+
+__device__ inline Halves split(float x) {
+  const float hi = __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
+  return {hi, x - hi};
+}
+
 /// A tile of an operand in shared memory, aligned to 16 bytes; but for doubles in [k][row] the stride is a multiple of that.
 template <class T>
 struct Operand {
@@ -195,14 +206,14 @@ struct WarpTile {
     }
   }
 
-  /// x is about hi + lo; only what is split has a lo. That has one bit more than the units heed, of either sign. Rounding
-  /// in integers takes half the instructions: a NaN may lose its hi, but then is in its lo.
   template <Factor factor>
-  __device__ static void split(float x, float& hi, float& lo) {
-    hi = factor == Factor::kExact ? x : rounded_to_tf32(x);
+  __device__ static void factors(float x, float& hi, float& lo) {
     if constexpr (factor == Factor::kSplit) {
-      hi = __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
-      lo = x - hi;
+      const Halves halves = split(x);
+      hi = halves.hi;
+      lo = halves.lo;
+    } else {
+      hi = factor == Factor::kExact ? x : rounded_to_tf32(x);
     }
   }
 
@@ -216,7 +227,7 @@ struct WarpTile {
     for (int column = 0; column < 4; ++column) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        split<b_factor>(right.elements[column][k], b_hi[column][k / 2][k % 2], b_lo[column][k / 2][k % 2]);
+        factors<b_factor>(right.elements[column][k], b_hi[column][k / 2][k % 2], b_lo[column][k / 2][k % 2]);
       }
     }
 #pragma unroll
@@ -226,7 +237,7 @@ struct WarpTile {
       for (int k = 0; k < 4; ++k) {
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-          split<a_factor>(left.elements[rows + row][k], a_hi[k / 2][k % 2 * 2 + row], a_lo[k / 2][k % 2 * 2 + row]);
+          factors<a_factor>(left.elements[rows + row][k], a_hi[k / 2][k % 2 * 2 + row], a_lo[k / 2][k % 2 * 2 + row]);
         }
       }
       float products[4][4] = {};  // in steps that do not wait for each other

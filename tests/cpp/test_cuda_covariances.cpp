@@ -6,6 +6,7 @@
 #include "check.h"
 #include "covariance_cases.h"
 #include "cuda/covariances.h"
+#include "cuda_on_cpu/machine.h"
 #include "cuda_on_cpu/on_device.h"
 #include "images.h"
 #include "reference.h"
@@ -24,8 +25,10 @@ namespace {
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// Few multiprocessors make few parts; little memory for partial sums, many batches of lags and pairs.
+/// Few multiprocessors make few parts; little memory for partial sums, many batches of lags and pairs. On sm_90 four warps
+/// multiply together.
 cuda::Tuning random_tuning(Random& random) {
+  cuda_on_cpu::device().capability = choose(random, {8, 9});
   const cuda::PatchForm forms[] = {cuda::PatchForm::kCheaper, cuda::PatchForm::kLags, cuda::PatchForm::kDirect};
   return {choose(random, forms),
           {choose(random, {0L, 1L, 20L, 500L}), choose(random, {1L, 200000L, 200000L, 48L << 20, 48L << 20})}};
@@ -48,7 +51,7 @@ void check_kernel(Random& random, std::int64_t groups, std::int64_t size, const 
 std::string describe(const ImageView& x, const ConvGeometry& geometry, const cuda::Tuning& tuning) {
   return testing::describe(x, geometry) + " form " + std::to_string(static_cast<int>(tuning.form)) + " on " +
          std::to_string(tuning.schedule.multiprocessors) + ", " + std::to_string(tuning.schedule.partial_bytes) +
-         " bytes";
+         " bytes of sm_" + std::to_string(cuda_on_cpu::device().capability) + "0";
 }
 
 /// Row-major (size, size) of one group.

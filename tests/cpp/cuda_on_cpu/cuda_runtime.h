@@ -55,6 +55,7 @@ enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
   cudaFuncAttributePreferredSharedMemoryCarveout = 9,
 };
+enum { cudaSharedmemCarveoutMaxShared = 100 };
 
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost,
@@ -129,3 +130,4 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 
 #include "device.h"
 #include "matrix_units.h"
+#include "warpgroup_units.h"

@@ -1,3 +1,5 @@
+#include <cuda_runtime.h>
+
 #include "matrix_units.h"
 
 #include <bit>
@@ -70,6 +72,15 @@ float rounded_to_tf32(float x) {
 void multiply_16x8x8(float (&c)[4], const float (&a)[4], const float (&b)[2], const Location& where) {
   FloatFragments mine{c, a, b};
   warp_collective("multiply_16x8x8", 0xFFFFFFFF, &mine, multiply_floats, where);
+}
+
+void multiply_rows(float (&c)[32], const float (&a)[2][8], const float (&b)[16][8], bool adds) {
+  for (int i = 0; i < 32; ++i) {
+    const int row = i / 2 % 2, column = i / 4 * 2 + i % 2;
+    double sum = adds ? c[i] : 0;
+    for (int k = 0; k < 8; ++k) sum += heeded(a[row][k]) * heeded(b[column][k]);
+    c[i] = cut_off(sum);
+  }
 }
 
 void multiply_8x8x4(double (&c)[2], double a, double b, const Location& where) {

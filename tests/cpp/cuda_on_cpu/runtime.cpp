@@ -94,7 +94,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int num
     case cudaDevAttrMultiProcessorCount: *value = device().multiprocessors; break;
     case cudaDevAttrL2CacheSize: *value = 40 << 20; break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = 8; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = device().capability; break;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = 164 << 10; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = device().shared_bytes; break;
