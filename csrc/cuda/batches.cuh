@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "combine.cuh"
-#include "gram_operands.cuh"
 #include "gram.h"
+#include "gram_operands.cuh"
 
 namespace eigendamage::cuda {
 

@@ -8,7 +8,7 @@
 #include "batches.cuh"
 #include "gram.cuh"
 #include "gram.h"
-#include "gram_warpgroup.cuh"
+#include "gram_dense.cuh"
 #include "table.cuh"
 
 namespace eigendamage::cuda {
@@ -23,6 +23,12 @@ bool has_warpgroup_units() {
 #endif
 }
 
+/// The one walk over all pixels of all images, and none other.
+bool is_of_whole_images(const GramProblem& p) {
+  return !p.patches && p.plan.slots.size() == 1 && p.plan.offsets == 1 && p.plan.rectangles[0].rows == p.x.height &&
+         p.plan.rectangles[0].columns == p.x.width;
+}
+
 template <class Element>
 struct Choice {
   void (*kernel)(Gram);
@@ -32,43 +38,41 @@ struct Choice {
   static Choice warps() {
     return {gram_kernel<Element, patches, a, b>, sizeof(typename GramBlock<Element, patches, a, b>::Shared)};
   }
-  template <bool patches, Factor factor>
-  static Choice warpgroup() {
-    return {warpgroup_gram_kernel<Element, patches, factor>,
-            sizeof(typename WarpgroupGramBlock<Element, patches, factor>::Shared)};
+  template <Factor factor, bool weighted>
+  static Choice dense() {
+    return {dense_gram_kernel<Element, factor, weighted>,
+            sizeof(typename DenseGramBlock<Element, factor, weighted>::Shared)};
+  }
+  template <Factor factor>
+  static Choice dense(bool weighted) {
+    return weighted ? dense<factor, true>() : dense<factor, false>();
   }
 };
 
 /// The kernel for the factors of products that x makes. Halves times m have more bits than the units heed.
 template <class Element, bool patches>
-Choice<Element> kernel_for(bool weighted, bool tf32) {
+Choice<Element> kernel_for(bool dense, bool weighted, bool tf32) {
   using enum Factor;
   using Choose = Choice<Element>;
   if constexpr (std::is_same_v<Element, double>) {
     return Choose::template warps<patches, kExact, kExact>();
+  } else if constexpr (std::is_same_v<Element, float>) {
+    if (dense) return tf32 ? Choose::template dense<kRounded>(weighted) : Choose::template dense<kSplit>(weighted);
+    return tf32 ? Choose::template warps<patches, kRounded, kRounded>()
+                : Choose::template warps<patches, kSplit, kSplit>();
   } else {
-    constexpr bool whole = std::is_same_v<Element, float>;
-    if (has_warpgroup_units()) {
-      if constexpr (whole) {
-        return tf32 ? Choose::template warpgroup<patches, kRounded>() : Choose::template warpgroup<patches, kSplit>();
-      } else {
-        return weighted ? Choose::template warpgroup<false, kSplit>() : Choose::template warpgroup<patches, kExact>();
-      }
-    }
-    if constexpr (whole) {
-      return tf32 ? Choose::template warps<patches, kRounded, kRounded>()
-                  : Choose::template warps<patches, kSplit, kSplit>();
-    } else {
-      return weighted ? Choose::template warps<false, kSplit, kExact>()
-                      : Choose::template warps<patches, kExact, kExact>();
-    }
+    if (dense) return weighted ? Choose::template dense<kSplit, true>() : Choose::template dense<kExact, false>();
+    return weighted ? Choose::template warps<false, kSplit, kExact>()
+                    : Choose::template warps<patches, kExact, kExact>();
   }
 }
 
 template <class Element>
 Choice<Element> kernel_for(const GramProblem& p, const Execution& run) {
   const bool weighted = !p.row_weights.empty();
-  return p.patches ? kernel_for<Element, true>(weighted, run.tf32) : kernel_for<Element, false>(weighted, run.tf32);
+  if (p.patches) return kernel_for<Element, true>(false, weighted, run.tf32);
+  const bool dense = is_of_whole_images(p) && is_dense(p.x, sizeof(Element), weighted) && has_warpgroup_units();
+  return kernel_for<Element, false>(dense, weighted, run.tf32);
 }
 
 /// Where neighbours lie closer in memory: rows, or positions.

@@ -28,8 +28,8 @@ class GramBlock {
     // The warp with nothing to multiply is another one in every block: each has its own part of the multiprocessor.
     role_ = static_cast<int>((threadIdx.x / 32 + blockIdx.x + blockIdx.x / gram.pairs) % 4);
     const bool needed = gram.tiling.bundled() ? row_half() == column_half() : !alike || row_half() <= column_half();
-    multiplies_ = needed && gram.tiling.panel(set, i, row_half()).count > 0 &&
-                  gram.tiling.panel(set, j, column_half()).count > 0;
+    multiplies_ =
+        needed && gram.tiling.panel(set, i, row_half()).count > 0 && gram.tiling.panel(set, j, column_half()).count > 0;
     adds_ = gram.bias && alike && row_half() > column_half();
   }
 

@@ -221,8 +221,8 @@ class GramOperands {
 
   /// The block's partial sum (kTile, kTile).
   __device__ T* partial() const {
-    const std::int64_t index = static_cast<std::int64_t>(blockIdx.x % gram.pairs) * gram.parts +
-                               work.walk.first_partial + work.split;
+    const std::int64_t index =
+        static_cast<std::int64_t>(blockIdx.x % gram.pairs) * gram.parts + work.walk.first_partial + work.split;
     return static_cast<T*>(gram.partials) + index * (kTile * kTile);
   }
 

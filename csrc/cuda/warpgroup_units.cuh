@@ -41,21 +41,25 @@ __device__ inline void multiply_64x64x8(float (&c)[32], const float* a, const fl
       "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, adds, 1, 1;\n"
-      "}\n"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]),
-        "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]),
-        "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
-        "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
-      : "l"(describe_chunks(a)), "l"(describe_chunks(b)), "r"(static_cast<int>(adds)));
+      "}\n" : "+f"(c[0]),
+      "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]),
+      "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]),
+      "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]),
+      "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]) : "l"(describe_chunks(a)),
+      "l"(describe_chunks(b)), "r"(static_cast<int>(adds)));
 }
 
 /// What the thread has written to shared memory becomes visible to the units, after a barrier.
-__device__ inline void show_to_units() { EIGENDAMAGE_WARPGROUP_ASM("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void show_to_units() { EIGENDAMAGE_WARPGROUP_ASM("fence.proxy.async.shared::cta;" :: : "memory"); }
 /// Goes before the first of some products.
-__device__ inline void begin_products() { EIGENDAMAGE_WARPGROUP_ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
-/// Goes behind the last of them.
-__device__ inline void end_products() { EIGENDAMAGE_WARPGROUP_ASM("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ inline void wait_for_products() { EIGENDAMAGE_WARPGROUP_ASM("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+__device__ inline void begin_products() { EIGENDAMAGE_WARPGROUP_ASM("wgmma.fence.sync.aligned;" :: : "memory"); }
+/// Ends a group of them.
+__device__ inline void end_products() { EIGENDAMAGE_WARPGROUP_ASM("wgmma.commit_group.sync.aligned;" :: : "memory"); }
+/// Waits until no more than so many groups are under way.
+template <int kGroups>
+__device__ void wait_for_products() {
+  EIGENDAMAGE_WARPGROUP_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
+}
 /// Keeps the compiler from moving what reads or writes c over this place.
 __device__ inline void hold(float (&c)[32]) {
 #pragma unroll
@@ -68,7 +72,8 @@ using cuda_on_cpu::multiply_64x64x8;  // it is done at once, for the running thr
 inline void show_to_units() {}
 inline void begin_products() {}
 inline void end_products() {}
-inline void wait_for_products() {}
+template <int kGroups>
+void wait_for_products() {}
 inline void hold(float (&)[32]) {}
 #endif
 
