@@ -283,7 +283,7 @@ def eigh(
     finite, fails alone.
 
     On a GPU nothing waits for matrices of up to 64 rows with ``errors="info"``; there one of these that fails
-    the check is only reported. Those of up to 512 rows are solved on the CPU, and larger ones by
+    the check is only reported. Those of up to 640 rows are solved on the CPU, and larger ones by
     `torch.linalg.eigh`, all of a size together. The results of a list may share a block of memory.
 
     Args:

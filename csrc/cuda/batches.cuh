@@ -40,8 +40,9 @@ class Batch {
 
   std::vector<Walk> walks;
   std::vector<Part> parts;
-  std::vector<BlockTerms> blocks;
+  std::vector<BlockTerms> blocks;  ///< of every k1 and k2
   std::vector<std::int32_t> terms;
+  bool any_block = false;        ///< of this batch
   std::int64_t pairs_at_a_time;  ///< whose parts are most_parts at most
 
  private:
@@ -87,17 +88,21 @@ class Batch {
   void list_blocks(const GramProblem& p, const RowTiling& tiling, bool first) {
     const std::int64_t kernel = p.plan.offsets;
     for (std::int64_t k1 = 0; k1 < kernel; ++k1) {
-      for (std::int64_t k2 = tiling.tiles > 1 ? 0 : k1; k2 < kernel; ++k2) {
+      for (std::int64_t k2 = 0; k2 < kernel; ++k2) {
         const Range& block = p.plan.blocks[static_cast<std::size_t>(k1 * kernel + k2)];
         const std::int64_t slot = block.size() > 0 ? p.plan.terms[static_cast<std::size_t>(block.begin)] : -1;
-        if (slot < 0 ? !first : slot < slots_.begin || slot >= slots_.end) continue;
-        BlockTerms list{static_cast<std::int32_t>(k1), static_cast<std::int32_t>(k2),
-                        static_cast<std::int32_t>(terms.size()), 0};
+        const bool mirrored = tiling.tiles == 1 && k2 < k1;
+        if (mirrored || (slot < 0 ? !first : slot < slots_.begin || slot >= slots_.end)) {
+          blocks.push_back({0, -1});
+          continue;
+        }
+        BlockTerms list{static_cast<std::int32_t>(terms.size()), 0};
         for (std::int64_t t = block.begin; t < block.end; ++t) {
           terms.push_back(static_cast<std::int32_t>(p.plan.terms[static_cast<std::size_t>(t)] - slots_.begin));
         }
         list.end = static_cast<std::int32_t>(terms.size());
         blocks.push_back(list);
+        any_block = true;
       }
     }
   }

@@ -94,22 +94,35 @@ Gram describe(const GramProblem& p, const RowTiling& tiling) {
   return gram;
 }
 
+/// Blocks as large as half of the shared memory that every kernel may have allows, or smaller if there were few.
+template <class T>
+void launch_combine(Combine<T> c, std::int64_t multiprocessors, const Execution& run) {
+  constexpr std::int64_t kTileBytes = 24 << 10;
+  const auto tile_bytes = [&] { return std::int64_t{c.rows} * c.kernel_rows * c.stride() * sizeof(T); };
+  const auto blocks = [&] { return 2 * std::int64_t{c.pairs} * (c.row_steps() + (c.bias ? 1 : 0)) * c.kernel_steps(); };
+  c.rows = 8, c.kernel_rows = c.offsets;
+  while ((tile_bytes() > kTileBytes || blocks() < 8 * multiprocessors) && (c.rows > 1 || c.kernel_rows > 1)) {
+    if (c.rows > 1) {
+      c.rows /= 2;
+    } else {
+      c.kernel_rows = (c.kernel_rows + 1) / 2;
+    }
+  }
+  const auto bytes = sizeof(typename Combiner<T>::Shared) + static_cast<std::size_t>(tile_bytes());
+  launch(combine_kernel<T>, {static_cast<unsigned>(blocks()), 32 * kCombineWarps, bytes}, run, c);
+}
+
 template <class Element>
 void launch_batch(const GramProblem& p, const Batch& batch, Gram gram, Combine<Sum<Element>> combine,
-                  const Execution& run) {
+                  std::int64_t multiprocessors, const Execution& run) {
   const auto [kernel, shared_bytes] = kernel_for<Element>(p, run);
   gram.parts = combine.parts = static_cast<std::uint32_t>(count(batch.parts));
-  combine.block_count = static_cast<std::uint32_t>(count(batch.blocks));
   combine.split_lanes = gram.parts >= kCombineWarps * batch.walks.size() ? kCombineWarps : 1;
-  const std::int64_t row_steps = ceil_div(Combiner<Sum<Element>>::kRows * combine.split_lanes, kCombineWarps);
   for (std::int64_t pair = 0; pair < gram.tiling.pairs; pair += batch.pairs_at_a_time) {
     gram.first_pair = combine.first_pair = pair;
     gram.pairs = combine.pairs = static_cast<std::uint32_t>(std::min(batch.pairs_at_a_time, gram.tiling.pairs - pair));
     if (gram.parts > 0) launch(kernel, {gram.pairs * gram.parts, kGramThreads, shared_bytes}, run, gram);
-    if (combine.block_count == 0) continue;
-    const auto blocks = static_cast<unsigned>(gram.pairs * combine.block_count * row_steps * 2);
-    launch(combine_kernel<Sum<Element>>, {blocks, 32 * kCombineWarps, 32 * kCombineWarps * sizeof(double)}, run,
-           combine);
+    if (batch.any_block) launch_combine(combine, multiprocessors, run);
   }
 }
 
@@ -145,7 +158,7 @@ void sum_grams_of(const GramProblem& p, const Execution& run, const Schedule& sc
     gram.column_weights = reinterpret_cast<const float*>(lists + column_weights);
   }
   Combine<T> combine{tiling};
-  combine.offsets = p.plan.offsets;
+  combine.offsets = static_cast<int>(p.plan.offsets);
   combine.partials = static_cast<const T*>(gram.partials);
   combine.out = p.out;
   combine.update = p.update;
@@ -156,7 +169,7 @@ void sum_grams_of(const GramProblem& p, const Execution& run, const Schedule& sc
     gram.part_list = reinterpret_cast<const Part*>(lists + begins[4 * i + 1]);
     combine.blocks = reinterpret_cast<const BlockTerms*>(lists + begins[4 * i + 2]);
     combine.terms = reinterpret_cast<const std::int32_t*>(lists + begins[4 * i + 3]);
-    launch_batch<Element>(p, batches[i], gram, combine, run);
+    launch_batch<Element>(p, batches[i], gram, combine, multiprocessors, run);
   }
 }
 

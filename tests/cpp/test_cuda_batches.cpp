@@ -40,8 +40,12 @@ TEST(every_stage_of_every_slot_is_in_one_part_and_every_block_in_one_batch) {
         CHECK(batch.walks[w].splits == next[w] && batch.walks[w].first_partial == first, "partial sums side by side");
         first += batch.walks[w].splits;
       }
-      for (const BlockTerms& block : batch.blocks) {
-        CHECK(blocks.insert({block.k1, block.k2}).second, "a block in two batches");
+      const std::int64_t k = plan.offsets;
+      CHECK(count(batch.blocks) == k * k, "a place for every block");
+      for (std::int64_t i = 0; i < k * k; ++i) {
+        const BlockTerms& block = batch.blocks[static_cast<std::size_t>(i)];
+        if (block.end < 0) continue;
+        CHECK(blocks.insert({i / k, i % k}).second && batch.any_block, "a block in two batches");
         for (std::int32_t t = block.begin; t < block.end; ++t) {
           const std::int32_t walk = batch.terms[static_cast<std::size_t>(t)];
           CHECK(0 <= walk && walk < static_cast<std::int32_t>(batch.walks.size()), "term");

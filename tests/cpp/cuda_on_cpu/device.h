@@ -227,7 +227,10 @@ constexpr auto max(A a, B b) {
 }
 
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
-inline double rsqrt(double x) { return 1 / std::sqrt(x); }
+/// As far off, and to the same side, as a GPU's may be.
+inline double rsqrt(double x) {
+  return static_cast<double>(1 / std::sqrt(static_cast<long double>(x)) * (1 + 1.5e-16L));
+}
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }

@@ -23,7 +23,7 @@ struct Schedule {
 /// The device, as tests set it. Limits are the smaller of sm_80's and sm_90's.
 struct Device {
   int multiprocessors = 3;
-  int capability = 8;  ///< the major number
+  int capability = 8;            ///< the major number
   int shared_bytes = 163 << 10;  ///< a block's, where a kernel asks for more than 48 KB
   Schedule schedule;
 };
