@@ -6,7 +6,7 @@ gradient is formed and the graph starts at the first covered outputs.
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +24,9 @@ from eigendamage_ext.curvature.layers import LayerSpec
 from eigendamage_ext.curvature.moments import batched
 from eigendamage_ext.curvature.rows import RowCheck, grouped, obstacle
 from eigendamage_ext.curvature.state import device_of
+
+
+SMALL = 2**16  # numbers that are copied to be added up with others
 
 
 @dataclass
@@ -241,11 +244,17 @@ class Collector(ABC):
             )
         )
         checks += [(layer.format(self.gradient, name, batch.index), sum_) for name, sum_ in gradients.items()]
-        finite: dict[int, bool] = {}
-        for device in {total.device for _, total in checks}:
-            places = [place for place, (_, total) in enumerate(checks) if total.device == device]
-            sums = torch.stack([checks[place][1].sum(dtype=torch.float64) for place in places])
-            finite |= zip(places, sums.isfinite().tolist(), strict=True)
-        for place, (message, _) in enumerate(checks):
-            if not finite[place]:
+        together: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+        sums: dict[torch.device, list[Tensor]] = defaultdict(list)
+        for _, tensor in checks:
+            if tensor.numel() > SMALL:
+                sums[tensor.device].append(tensor.sum(dtype=torch.float64))
+            else:
+                together[tensor.device, tensor.dtype].append(tensor.flatten())
+        for (device, _), tensors in together.items():
+            sums[device].append(torch.cat(tensors).sum(dtype=torch.float64))
+        if all(torch.stack(of_device).isfinite().all().item() for of_device in sums.values()):
+            return
+        for message, tensor in checks:
+            if not tensor.sum(dtype=torch.float64).isfinite():
                 raise ValueError(f"{self._caller}: {message}")
