@@ -182,7 +182,7 @@ def _solve_on_host(stacks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]
     values, vectors, codes = _solve_by_kernel(host)
     rows = [one.mT for one in vectors]
     sent = [one.clone() for one in _moved([*values, *rows], device)]  # each in memory of its own
-    return sent[: len(stacks)], [one.mT for one in sent[len(stacks) :]], codes.to(device)
+    return sent[: len(stacks)], [one.mT for one in sent[len(stacks) :]], codes.to(device, non_blocking=True)
 
 
 def _moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
@@ -190,7 +190,8 @@ def _moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     moved: dict[int, Tensor] = {}
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         members = [index for index, tensor in enumerate(tensors) if tensor.dtype == dtype]
-        flat = torch.cat([tensors[index].reshape(-1) for index in members]).to(device)
+        flat = torch.cat([tensors[index].reshape(-1) for index in members])
+        flat = flat.to(device, non_blocking=device.type != "cpu")  # only what comes is waited for
         parts = flat.split_with_sizes([tensors[index].numel() for index in members])
         moved |= {index: part.view(tensors[index].shape) for index, part in zip(members, parts, strict=True)}
     return [moved[index] for index in range(len(tensors))]

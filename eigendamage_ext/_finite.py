@@ -14,8 +14,13 @@ def check_finite(model: nn.Module, *, caller: str) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             tensors |= module.named_buffers(name)
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+    finite: dict[str, bool] = {}
+    for device in {tensor.device for tensor in tensors.values()}:  # each is waited for once
+        names = [name for name, tensor in tensors.items() if tensor.device == device]
+        told = torch.stack([tensors[name].isfinite().all() for name in names]).tolist()
+        finite |= zip(names, told, strict=True)
+    for name in tensors:
+        if not finite[name]:
             raise ValueError(
                 f"{caller}: weights and statistics of model must be finite, got NaN or infinity in {name!r}; "
                 "load them from before that"

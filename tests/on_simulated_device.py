@@ -10,7 +10,7 @@ from simulated_device import DEVICE, SimulatedTensor, Simulation, move, send
 from torch import Tensor, nn
 
 import eigendamage_ext as ed
-from eigendamage_ext import _arguments, ops
+from eigendamage_ext import _arguments, _eigh, ops
 from eigendamage_ext.curvature import layers
 from eigendamage_ext.models.resnet import ResNet
 from eigendamage_ext.training import Checkpoint, OutOfTime
@@ -161,9 +161,12 @@ def test_a_batch_waits_for_the_device_once(fisher, expected):
     assert simulation.waits["fetched"] == len(on_device) * expected and simulation.waits["sent"] == 0
 
 
+@pytest.mark.parametrize("host", [0, 640])
 @pytest.mark.parametrize(("errors", "expected"), [("info", 2), ("raise", 3)])
-def test_eigenproblems_wait_once_for_each_size(errors, expected):
-    """Whether the certificates of a size hold; the codes, where failures are to be raised."""
+def test_eigenproblems_wait_once_for_each_size(errors, expected, host, monkeypatch):
+    """Whether certificates of a size hold, or for all at once; the codes, where failures are to be raised."""
+    monkeypatch.setattr(_eigh, "HOST_SIZE", host)
+    expected -= host > 0
     matrices = [torch.randn(n, n + 5, generator=torch.Generator().manual_seed(n)) for n in (9, 9, 70)]
     matrices = [rows @ rows.mT for rows in matrices]
     with Simulation() as simulation:
@@ -189,7 +192,7 @@ def test_training_is_that_of_the_cpu_and_waits_once_a_step(tmp_path):
         state = simulated.state_dict()
     assert found == expected
     assert all(same(state[name], value) for name, value in model.state_dict().items())
-    assert simulation.waits["fetched"] == 2 * len(BATCHES) and simulation.waits["number"] == 2
+    assert simulation.waits["fetched"] == 2 * len(BATCHES) + 1 and simulation.waits["number"] == 2
     assert simulation.waits["sent"] == simulation.waits["of unknown size"] == 0
 
 

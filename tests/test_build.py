@@ -154,7 +154,7 @@ def test_setup_without_torch(tmp_path: Path) -> None:
 def test_setup_refuses_cuda_it_cannot_build(tmp_path: Path) -> None:
     assert setup_py(EIGENDAMAGE_CUDA="yes") == "EIGENDAMAGE_CUDA must be 0, 1 or auto, got 'yes'"
     assert "needs nvcc with its headers" in setup_py(EIGENDAMAGE_CUDA="1", CUDA_HOME=str(tmp_path))
-    complaint = "EIGENDAMAGE_CUDA_ARCHS must list architectures as in '80 90', got 'sm_90'"
+    complaint = "EIGENDAMAGE_CUDA_ARCHS must list architectures as in '80 90a', got 'sm_90'"
     assert setup_py(EIGENDAMAGE_CUDA_ARCHS="sm_90") == complaint
 
 

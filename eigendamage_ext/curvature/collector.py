@@ -25,7 +25,6 @@ from eigendamage_ext.curvature.moments import batched
 from eigendamage_ext.curvature.rows import RowCheck, grouped, obstacle
 from eigendamage_ext.curvature.state import device_of
 
-
 SMALL = 2**16  # numbers that are copied to be added up with others
 
 
@@ -253,7 +252,7 @@ class Collector(ABC):
                 together[tensor.device, tensor.dtype].append(tensor.flatten())
         for (device, _), tensors in together.items():
             sums[device].append(torch.cat(tensors).sum(dtype=torch.float64))
-        if all(torch.stack(of_device).isfinite().all().item() for of_device in sums.values()):
+        if all(all(torch.stack(of_device).isfinite().tolist()) for of_device in sums.values()):
             return
         for message, tensor in checks:
             if not tensor.sum(dtype=torch.float64).isfinite():

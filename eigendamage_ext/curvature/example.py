@@ -28,8 +28,9 @@ def blank(inputs: Inputs) -> Any:
     """
 
     def copied(tensor: Tensor) -> Tensor:
-        plain = tensor.detach().to("cpu", copy=True)
-        return torch.zeros_like(plain) if plain.is_floating_point() or plain.is_complex() else plain
+        if tensor.is_floating_point() or tensor.is_complex():
+            return torch.zeros_like(tensor, device="cpu", requires_grad=False)  # nothing is fetched
+        return tensor.detach().to("cpu", copy=True)
 
     return map_tensors(copied, take(inputs, 1))
 

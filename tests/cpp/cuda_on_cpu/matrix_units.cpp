@@ -1,6 +1,6 @@
-#include <cuda_runtime.h>
-
 #include "matrix_units.h"
+
+#include <cuda_runtime.h>
 
 #include <bit>
 #include <cmath>
