@@ -61,7 +61,7 @@ Choice<Element> kernel_for(bool dense, bool weighted, bool tf32) {
     return tf32 ? Choose::template warps<patches, kRounded, kRounded>()
                 : Choose::template warps<patches, kSplit, kSplit>();
   } else {
-    if (dense) return weighted ? Choose::template dense<kSplit, true>() : Choose::template dense<kExact, false>();
+    if (dense && !weighted) return Choose::template dense<kExact, false>();  // split, they take too many registers
     return weighted ? Choose::template warps<false, kSplit, kExact>()
                     : Choose::template warps<patches, kExact, kExact>();
   }

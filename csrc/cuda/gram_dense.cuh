@@ -289,9 +289,8 @@ class DenseGramBlock {
   const Rows rows_of_a_, rows_of_b_;
 };
 
-/// Widened and weighted, halves take more registers.
 template <class Element, Factor factor, bool weighted>
-__global__ void __launch_bounds__(kGramThreads, kGramBlocks<Sum<Element>> - (weighted && sizeof(Element) == 2))
+__global__ void __launch_bounds__(kGramThreads, kGramBlocks<Sum<Element>>)
     dense_gram_kernel(const __grid_constant__ Gram gram) {
   using Block = DenseGramBlock<Element, factor, weighted>;
   Block(gram, *shared_memory<typename Block::Shared>()).run();
