@@ -50,7 +50,7 @@ def write_atomically(
         raise FileNotFoundError(
             f"{caller}: path must lie in an existing folder, got {str(path)!r}; create {target.parent}"
         )
-    with _explained(path, caller):
+    with explained(path, caller):
         _remove_abandoned(target)
         with _beside(target) as file:
             write(file)
@@ -73,19 +73,19 @@ REMEDIES = {
 
 
 @contextmanager
-def _explained(path: str | os.PathLike[str], caller: str) -> Iterator[None]:
+def explained(path: str | os.PathLike[str], caller: str) -> Iterator[None]:
     """Says of which file an error is and what helps; by then nothing has changed."""
     try:
         yield
     except OSError as error:
         if error.errno not in REMEDIES:
             raise
-        explained = type(error)(
+        told = type(error)(
             f"{caller}: path must be a place for a file, got {str(path)!r} ({os.strerror(error.errno)}); "
             f"{REMEDIES[error.errno]}; a file that was there is as it was"
         )
-        explained.errno = error.errno
-        raise explained from error
+        told.errno = error.errno
+        raise told from error
 
 
 @contextmanager

@@ -430,12 +430,12 @@ def test_a_pass_without_gradients_says_so():
         (
             1,
             torch.nan,
-            "the input of layer '2' must be finite, squares too, got NaN or infinity in batch 0; check",
+            "weights and statistics of model must be finite, got NaN or infinity in '1.weight'; load",
         ),
         (
             2,
             torch.inf,
-            "model must give finite logits, got NaN or infinity in batch 0; check its last layers",
+            "weights and statistics of model must be finite, got NaN or infinity in '2.weight'; load",
         ),
     ],
 )
@@ -444,6 +444,17 @@ def test_numbers_that_are_not_finite_name_the_layer_and_the_batch(layer, value, 
     model[layer].weight.data.fill_(value)
     with pytest.raises(ValueError, match=re.escape(message)):
         estimate_factors(model, [torch.zeros_like(X), X.abs() + 1])
+
+
+def test_logits_that_are_not_finite_are_named():
+    class Model(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)) + torch.inf
+
+    with pytest.raises(
+        ValueError, match="model must give finite logits, got NaN or infinity in batch 0; check"
+    ):
+        estimate_factors(Model(), [X])
 
 
 class Steep(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch import nn
 
 import eigendamage_ext as ed
 from eigendamage_ext import cli
+from eigendamage_ext.runs.events import Events
 from eigendamage_ext.training import Checkpoint
 
 X, Y = torch.randn(8, 3), torch.arange(8) % 4
@@ -102,3 +105,23 @@ def test_a_run_that_found_the_disk_full_goes_on_once_it_is_not(tmp_path, monkeyp
     assert not list(out.rglob("*.tmp")) and not (out / "net.safetensors").exists()
     monkeypatch.undo()
     assert cli.main(command) == 0 and (out / "net.safetensors").exists()
+
+
+def test_a_full_disk_is_named_where_a_run_tells_what_happens():
+    with pytest.raises(OSError, match=r"events: .*'/dev/full' \(No space left.*free some space"):
+        Events(Path("/dev/full")).add("begun")
+
+
+def test_an_event_that_does_not_fit_leaves_the_others_whole(tmp_path):
+    path = tmp_path / "events.jsonl"
+    Events(path).add("begun")
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+        with pytest.raises(OSError, match=r"events: .*(No space left|File too large)"):
+            Events(path).add("ended")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == before

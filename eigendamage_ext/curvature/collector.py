@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from eigendamage_ext._adapter import Adapter, Inputs, call, logits_of, named_tensors
+from eigendamage_ext._finite import check_finite
 from eigendamage_ext.curvature.batches import Batch, batches
 from eigendamage_ext.curvature.example import blank
 from eigendamage_ext.curvature.fisher import Fisher
@@ -156,7 +157,7 @@ class Collector(ABC):
             send(vector, more=not self._last_vector)
         self._leaves = []
         self.end_batch()
-        self._check_finite(batch, logits.detach())
+        self._check_finite(model, batch, logits.detach())
 
     def _after_forward(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -215,7 +216,7 @@ class Collector(ABC):
                 "model neither detaches them nor runs under no_grad, and that it calls the covered layers"
             )
 
-    def _check_finite(self, batch: Batch, logits: Tensor) -> None:
+    def _check_finite(self, model: nn.Module, batch: Batch, logits: Tensor) -> None:
         """Refuses a batch that made something not finite, naming the first such thing on the way.
 
         Everything is asked at once, when all of the batch's work is under way: a device is waited for here
@@ -254,6 +255,9 @@ class Collector(ABC):
             sums[device].append(torch.cat(tensors).sum(dtype=torch.float64))
         if all(all(torch.stack(of_device).isfinite().tolist()) for of_device in sums.values()):
             return
-        for message, tensor in checks:
+        loaded = len(checks) - len(inputs) - len(gradients) - 1  # checks of what the loader gave come first
+        for place, (message, tensor) in enumerate(checks):
             if not tensor.sum(dtype=torch.float64).isfinite():
+                if place >= loaded:
+                    check_finite(model, caller=self._caller)  # a layer is to blame before those behind it
                 raise ValueError(f"{self._caller}: {message}")

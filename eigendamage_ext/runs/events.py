@@ -1,10 +1,14 @@
 """What happened in a run, and when: a file that only grows, one JSON object a line."""
 
+import errno
 import json
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from eigendamage_ext._files import explained
 
 
 class Events:
@@ -19,13 +23,24 @@ class Events:
         Args:
             event: What it is: "begun", "ended", "measured", …
             facts: Anything `json.dumps` accepts.
+
+        Raises:
+            OSError: The disk is full or the like; what to do. The lines before are whole.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event} | facts) + "\n"
-        with self.path.open("ab+") as file:
-            if file.tell() and _last_byte(file.fileno(), file.tell()) != b"\n":
+        with explained(self.path, "events"), self.path.open("ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and _last_byte(file.fileno(), size) != b"\n":
                 line = "\n" + line
-            file.write(line.encode())
+            try:
+                written = file.write(line.encode())
+                if written < len(line.encode()):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(size)
+                raise
 
 
 def _last_byte(descriptor: int, size: int) -> bytes:
