@@ -1,10 +1,13 @@
 #include <cmath>
 #include <limits>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
 #include "covariance_cases.h"
 #include "cuda/covariances.h"
+#include "cuda_on_cpu/machine.h"
 #include "cuda_on_cpu/on_device.h"
 #include "images.h"
 #include "reference.h"
@@ -91,6 +94,34 @@ TEST(weights_of_pixels_round_no_half) {
     });
     const double error = distance(out.values(), exact) / norm(exact);
     CHECK(error < 1.5e-7, std::to_string(error * 1e7) + "e-7");
+  }
+}
+
+/// Of the three, the second has groups in bundles, of which a panel has 30 rows.
+TEST(four_warps_sum_whole_images_as_accurately) {
+  const ConvGeometry geometry{{3, 1, 1, 1, 5}, {3, 1, 1, 1, 8}};
+  Random random(6);
+  for (const auto& [channels, groups] : {std::pair{70, 1}, {99, 33}, {130, 2}}) {
+    Images x({4, channels, 5, 8}, ScalarType::kFloat32, testing::Layout::kPlanes);
+    x.fill_normal(random, 1);
+    for (const bool bias : {false, true}) {
+      const std::vector<double> exact = bias ? reference::covariance(x.view(), groups, true)
+                                             : reference::channel_covariance(x.view(), geometry, groups);
+      Output out(groups, channels / groups + bias, ScalarType::kFloat32, 0, random);
+      cuda_on_cpu::device().capability = 9;
+      cuda_on_cpu::on_device([&](cuda_on_cpu::DeviceRun& device) {
+        const ImageView view = device.input(x.view());
+        const FactorView to = device.output(out.view());
+        if (bias) {
+          cuda::covariance(view, true, {1, 0}, to, device.execution(), {});
+        } else {
+          cuda::channel_covariance(view, geometry, {1, 0}, to, device.execution(), {});
+        }
+      });
+      cuda_on_cpu::device().capability = 8;
+      const double error = distance(out.values(), exact) / norm(exact);
+      CHECK(error < 1.5e-7, std::to_string(channels) + ": " + std::to_string(error * 1e7) + "e-7");
+    }
   }
 }
 
