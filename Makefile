@@ -27,7 +27,7 @@ demo:          ## train, prune and fine-tune a small network: a table, and repor
 	@$(built) && "$$python" -m eigendamage_ext demo $(if $(DEVICE),--device $(DEVICE))
 
 test:          ## run the tests; ARGS=… goes to pytest
-	@$(built) && "$$python" -m pytest $(ARGS)
+	@$(built) && "$$python" -m pytest -n logical --maxprocesses 8 --dist loadfile -p no:benchmark $(ARGS)
 
 test-cpp:      ## test the kernels without torch, under sanitizers
 	@command -v cmake >/dev/null || { echo "make test-cpp needs cmake: install it (Debian: apt install cmake;" \

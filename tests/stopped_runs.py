@@ -151,6 +151,7 @@ def trials(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     candidate.SECONDS_BETWEEN_CHECKPOINTS = 0.0
     root, *asked = sys.argv[1:]
     for index, text in enumerate(asked):

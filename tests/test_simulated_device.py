@@ -14,6 +14,6 @@ from torch.utils import backend_registration
 )
 def test_the_method_runs_on_a_simulated_device() -> None:
     tests = Path(__file__).with_name("on_simulated_device.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", tests]
     run = subprocess.run(command, cwd=tests.parents[1], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
