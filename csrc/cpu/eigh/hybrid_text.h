@@ -55,12 +55,8 @@ int hybrid(std::int64_t n, T* a, T* values, T* vectors_t, T* workspace) {
   problem.side = pieces.take<signed char>(n);
   if (!divide_and_conquer(problem, n)) return 1;
 
-  apply_reflectors(triangle, taus, row_table, row_step, table, scratch);
-  for (std::int64_t k = 0; k < n; ++k) {
-    const std::int32_t row = problem.order[k];
-    values[k] = diagonal[row];
-    for (std::int64_t c = 0; c < n; c += kLanes<T>) store(vectors_t + k * stride + c, load(row_table[row] + c));
-  }
+  apply_reflectors(triangle, taus, row_table, problem.order, stride, vectors_t, scratch);
+  for (std::int64_t k = 0; k < n; ++k) values[k] = diagonal[problem.order[k]];
   return 0;
 }
 

@@ -1,119 +1,154 @@
-// Householder's reflectors applied a block at a time, under the rules of simd_text.h.
+// The product of the reflectors of tridiagonal_text.h applied to eigenvectors, under the rules of simd_text.h.
 
 #pragma once
 
+#include "rotations_text.h"
 #include "tridiagonal_text.h"
 
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
 
-/// Reflectors of a block, at most, and numbers from one row to the next in what is made of them.
-constexpr std::int64_t kBlock = 32;
-
-/// Some reflectors of a Triangle, H₁·H₂·… = 1 − Y·T·Yᵀ.
+/// Reflectors applied in one pass, and vectors of eigenvectors they are applied to: as many sums as leave the registers room.
+constexpr int kSums = EIGENDAMAGE_VECTOR_BYTES == 64 ? 24 : 8;
+constexpr int kMostApplied = EIGENDAMAGE_VECTOR_BYTES == 64 ? 8 : 4;
 template <class T>
-struct ReflectorBlock {
-  std::int64_t count, length;  // of reflectors, and of the longest
-  T* rows;                     // Yᵀ in panels [panel][reflector][kPanel]
-  T* columns;                  // Y·T, [length][kBlock]
+constexpr int kApplied = kLanes<T> < kMostApplied ? kLanes<T> : kMostApplied;
+template <class T>
+constexpr int kAcross = kSums / kApplied<T>;
+
+/// The reflectors of a Triangle, [reflector / kLanes][component][reflector % kLanes], and of each the factor and the
+/// products with those before it in its pass.
+template <class T>
+struct Reflectors {
+  std::int64_t n;
+  const T* taus;
+  T *overlaps, *entries;
+
+  T* block(std::int64_t r) const { return entries + r * (r + kLanes<T>) / 2; }  // r is a multiple of kLanes
 };
 
-/// to[c·kBlock + r] = from[r·kPanel + c] for r < kRows and c < kPanel.
 template <class T>
-void transpose_rows(const T* from, T* to) {
-  for (std::int64_t r = 0; r < kRows; r += kLanes<T>) {
-    for (std::int64_t c = 0; c < kPanel<T>; c += kLanes<T>) {
+void find_overlaps(Triangle<T> a, std::int64_t first, T* overlaps) {
+  for (int r = 1; r < kApplied<T>; ++r) {
+    Vector<T> sums[kApplied<T>] = {};
+    for (std::int64_t c = 0; c < first + r; c += kLanes<T>) {
+      const Vector<T> here = load(a.at(first + r, c));
+      const T* const others = a.at(first, c);
+#pragma GCC unroll 8
+      for (int i = 0; i < kApplied<T>; ++i) sums[i] += here * load(others + i * kPanel<T>);
+    }
+    T products[kApplied<T>];
+    sum_each<T, kApplied<T>>(sums, products);
+    for (int i = 0; i < r; ++i) overlaps[r * kApplied<T> + i] = products[i];
+  }
+}
+
+template <class T>
+void collect_reflectors(Triangle<T> a, const Reflectors<T>& reflectors) {
+  for (std::int64_t first = 0; first < a.n; first += kLanes<T>) {
+    T* to = reflectors.block(first);
+    for (std::int64_t c = 0; c < first + kLanes<T>; c += kLanes<T>) {
       Vector<T> square[kLanes<T>];
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes<T>; ++i) square[i] = load(from + (r + i) * kPanel<T> + c);
+      for (int i = 0; i < kLanes<T>; ++i) square[i] = load(a.at(first + i, c));
       transpose<T>(square);
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes<T>; ++i) store(to + (c + i) * kBlock + r, square[i]);
+      for (int i = 0; i < kLanes<T>; ++i, to += kLanes<T>) store(to, square[i]);
+    }
+    for (std::int64_t r = first; r < first + kLanes<T>; r += kApplied<T>) {
+      find_overlaps(a, r, reflectors.overlaps + r * kApplied<T>);
     }
   }
 }
 
-template <class T>
-void copy_panel(const T* from, std::int64_t rows, T* to) {
-  for (std::int64_t i = 0; i < rows * kPanel<T>; i += kLanes<T>) store(to + i, load(from + i));
-}
-
-/// out = left · right over some rows and `columns` columns.
-template <class T>
-void product_of(Left<T> left, Right<T> right, std::int64_t inner, std::int64_t rows, T* const* out,
-                std::int64_t columns) {
-  for (std::int64_t c = 0; c < columns; c += kPanel<T>) {
-    const std::int64_t width = c + kPanel<T> < columns ? kPanel<T> : columns - c;
-    product<T, false>(left, {right.entries + c, right.inner_step}, inner, rows, out, c, width);
-  }
-}
-
-/// Fills the block of the reflectors from `first` on, a multiple of kRows. table: length pointers; scratch:
-/// (round_up(length, kWidest) + 3·kBlock)·kBlock numbers.
-template <class T>
-void make_block(Triangle<T> a, const T* taus, std::int64_t first, ReflectorBlock<T> block, T** table, T* scratch) {
-  constexpr std::int64_t vectors = kBlock / kLanes<T>;
-  const std::int64_t count = round_up(block.count, kRows), length = block.length;
-  T *gram = scratch, *t = gram + kBlock * kBlock, *transposed = t + kBlock * kBlock, *y = transposed + kBlock * kBlock;
-  const auto point = [&](T* to, std::int64_t rows) {
-    for (std::int64_t r = 0; r < rows; ++r) table[r] = to + r * kBlock;
-    return table;
-  };
-  for (std::int64_t c = 0; c < length; c += kPanel<T>) {
-    for (std::int64_t r = 0; r < count; r += kRows) {
-      const T* from = a.at(first + r, c);
-      T* const to = block.rows + c * count + r * kPanel<T>;
-      transpose_rows(from, y + c * kBlock + r);
-      copy_panel(from, kRows, to);
+/// Applies the reflectors from `first` on, kApplied of them, to eigenvectors [component][Across·kLanes].
+template <class T, int Across>
+__attribute__((noinline)) void apply_some(const Reflectors<T>& reflectors, std::int64_t first, T* vectors) {
+  constexpr int count = kApplied<T>;
+  constexpr std::int64_t width = Across * kLanes<T>;
+  const std::int64_t block = first / kLanes<T> * kLanes<T>, length = first + count - 1;
+  const T* const entries = reflectors.block(block) + (first - block);
+  Vector<T> sums[count][Across] = {};
+  const T* entry = entries;
+  T* line = vectors;
+  for (std::int64_t j = 0; j < length; ++j, entry += kLanes<T>, line += width) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Across; ++v) sums[i][v] += load(line + v * kLanes<T>) * entry[i];
     }
   }
-  product_of<T>({y, 1, kBlock}, {y, kBlock}, length, count, point(gram, count), count);
-  for (std::int64_t j = 0; j < count; ++j) {
-    const T tau = j < block.count ? taus[first + j] : T(0);
-    Vector<T> sums[vectors] = {};
-    for (std::int64_t i = 0; i < j; ++i) {
-      for (int v = 0; v < vectors; ++v) sums[v] += load(t + i * kBlock + v * kLanes<T>) * gram[i * kBlock + j];
+  const T* overlap = reflectors.overlaps + first * count;
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i, overlap += count) {
+    const T tau = first + i < reflectors.n ? reflectors.taus[first + i] : T(0);
+#pragma GCC unroll 4
+    for (int v = 0; v < Across; ++v) {
+#pragma GCC unroll 8
+      for (int k = 0; k < i; ++k) sums[i][v] -= sums[k][v] * overlap[k];
+      sums[i][v] *= tau;
     }
-    for (int v = 0; v < vectors; ++v) store(t + j * kBlock + v * kLanes<T>, sums[v] * -tau);
-    t[j * kBlock + j] = tau;
   }
-  for (std::int64_t r = 0; r < count; ++r) {
-    for (std::int64_t c = 0; c < count; ++c) transposed[c * kBlock + r] = t[r * kBlock + c];
+  entry = entries;
+  line = vectors;
+  for (std::int64_t j = 0; j < length; ++j, entry += kLanes<T>, line += width) {
+    Vector<T> here[Across];
+#pragma GCC unroll 4
+    for (int v = 0; v < Across; ++v) here[v] = load(line + v * kLanes<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Across; ++v) here[v] -= sums[i][v] * entry[i];
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < Across; ++v) store(line + v * kLanes<T>, here[v]);
   }
-  product_of<T>({y, kBlock, 1}, {transposed, kBlock}, count, length, point(block.columns, length), count);
 }
 
 /// Numbers of scratch that `apply_reflectors` needs.
 constexpr std::int64_t reflector_scratch(std::int64_t n) {
-  return round_up(n, kWidest) * (round_up(n, kWidest) + 4 * kBlock) + 4 * kBlock * kBlock;
+  return round_up(n, kWidest) * (round_up(n, kWidest) + 4 * kWidest);
 }
 
-/// rows ← rows·Qᵀ, some rows at a time, so that they stay in the cache for all blocks of reflectors. table: n pointers.
+/// Row k of vectors_t becomes rows[order[k]]·Qᵀ. Some eigenvectors at a time lie side by side in vectors, where no sum runs
+/// along one.
 template <class T>
-void apply_reflectors(Triangle<T> a, const T* taus, T* const* rows, std::int64_t row_step, T** table, T* scratch) {
-  constexpr std::int64_t cache = 3 << 18;  // bytes
-  const std::int64_t n = a.n, most = cache / (row_step * static_cast<std::int64_t>(sizeof(T))) / 8 * 8;
-  const std::int64_t some = most < n ? most : n;
-  const std::int64_t size = n <= (kPanel<T> == kBlock ? 128 : 256) ? kRows : kBlock;
-  T *const products = scratch, *const work = products + n * kBlock,
-           *const blocks = work + (round_up(n, kWidest) + 3 * kBlock) * kBlock;
-  for (std::int64_t begin = 0; begin < n; begin += some) {
-    const std::int64_t height = begin + some < n ? some : n - begin;
-    T* numbers = blocks;
-    for (std::int64_t first = 0; first < n; first += size) {
-      const std::int64_t length = first + size < n ? first + size : n, count = length - first;
-      const std::int64_t padded = round_up(length, kWidest), kept = round_up(count, kRows);
-      const ReflectorBlock<T> block{count, length, numbers, numbers + padded * kept};
-      if (begin == 0) make_block(a, taus, first, block, table, work);
-      if (some < n) numbers += padded * (kept + kBlock);  // blocks are used again
-      for (std::int64_t r = 0; r < height; ++r) table[r] = products + r * kBlock;
-      product_of<T>({rows[begin], row_step, 1}, {block.columns, kBlock}, length, height, table, kept);
-      for (std::int64_t c = 0; c < length; c += kPanel<T>) {
-        product<T, true>({products, kBlock, 1}, {block.rows + c * kept, kPanel<T>}, kept, height, rows + begin, c,
-                         c + kPanel<T> < length ? kPanel<T> : length - c);
+void apply_reflectors(Triangle<T> a, const T* taus, const T* const* rows, const std::int32_t* order,
+                      std::int64_t stride, T* vectors_t, T* scratch) {
+  const std::int64_t n = a.n, padded = round_up(n, kWidest);
+  T *const overlaps = scratch, *const vectors = overlaps + padded * kApplied<T>,
+           *const entries = vectors + padded * kAcross<T> * kLanes<T>;
+  const Reflectors<T> reflectors{n, taus, overlaps, entries};
+  collect_reflectors(a, reflectors);
+  lanes::for_panels<kAcross<T>>((n + kLanes<T> - 1) / kLanes<T>, [&]<int Across>(std::int64_t panel) {
+    constexpr std::int64_t width = Across * kLanes<T>;
+    const std::int64_t begin = panel * kLanes<T>, count = n - begin < width ? n - begin : width;
+    for (std::int64_t k = 0; k < width; k += kLanes<T>) {
+      for (std::int64_t c = 0; c < n; c += kLanes<T>) {
+        Vector<T> square[kLanes<T>];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<T>; ++i) {
+          square[i] = k + i < count ? load(rows[order[begin + k + i]] + c) : Vector<T>{};
+        }
+        transpose<T>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<T>; ++i) store(vectors + (c + i) * width + k, square[i]);
       }
     }
-  }
+    for (std::int64_t first = 0; first < n; first += kApplied<T>) apply_some<T, Across>(reflectors, first, vectors);
+    for (std::int64_t k = 0; k < width; k += kLanes<T>) {
+      for (std::int64_t c = 0; c < n; c += kLanes<T>) {
+        Vector<T> square[kLanes<T>];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<T>; ++i) square[i] = load(vectors + (c + i) * width + k);
+        transpose<T>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<T>; ++i) {
+          if (k + i < count) store(vectors_t + (begin + k + i) * stride + c, square[i]);
+        }
+      }
+    }
+  });
 }
 
 }  // namespace
