@@ -20,6 +20,7 @@ OutputWriter<T>::OutputWriter(const PanelKernels<T>& simd, const Plan& plan, con
 template <class T>
 void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sums, std::int64_t slot_size,
                           bool first) const {
+  if (is_one_sum(pair)) return add_one_sum(pair, rows, sums, first ? update_.beta : 1);
   const std::int64_t width = tiling_.width, channels = tiling_.channels, kernel = plan_.offsets;
   const std::int64_t constant = tiling_.constant_place(pair.bundle, pair.j);
   const double beta = first ? update_.beta : 1;
@@ -49,6 +50,30 @@ void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sum
       }
     }
   }
+}
+
+/// Whether an entry of the output is one of the sums, and a row of panel i nothing but a row of them.
+template <class T>
+bool OutputWriter<T>::is_one_sum(const PanelPair& pair) const {
+  return plan_.slots.size() == 1 && plan_.terms.size() == 1 && tiling_.bundle_groups == 1 &&
+         tiling_.constant_place(pair.bundle, pair.j) < 0;
+}
+
+/// Fetches all lines at once, those of the mirror too: they are far apart, and a new result is in no cache.
+template <class T>
+void OutputWriter<T>::add_one_sum(const PanelPair& pair, const Range& rows, const T* sums, double beta) const {
+  const std::int64_t width = tiling_.width, from = pair.i * width, to = pair.j * width;
+  const std::int64_t columns = std::clamp<std::int64_t>(tiling_.channels - to, 0, width);
+  constexpr auto line = static_cast<std::int64_t>(64 / sizeof(T));
+  for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+    for (std::int64_t c = 0; c < columns; c += line) __builtin_prefetch(row(pair.bundle, from + r) + to + c, 1, 3);
+  }
+  for (std::int64_t c = 0; pair.i < pair.j && c < columns; ++c) {
+    for (std::int64_t r = rows.begin; r < rows.end; r += line)
+      __builtin_prefetch(row(pair.bundle, to + c) + from + r, 1, 3);
+  }
+  for (std::int64_t r = rows.begin; r < rows.end; ++r, sums += width)
+    simd_.update(row(pair.bundle, from + r) + to, sums, columns, update_.alpha, beta);
 }
 
 template <class T>

@@ -40,6 +40,8 @@ class OutputWriter {
   T* row(std::int64_t group, std::int64_t index) const {
     return static_cast<T*>(out_.data) + group * out_.group_stride + index * out_.row_stride;
   }
+  bool is_one_sum(const PanelPair& pair) const;
+  void add_one_sum(const PanelPair& pair, const Range& rows, const T* sums, double beta) const;
   void transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns, std::int64_t to_stride) const;
 
   const PanelKernels<T>& simd_;
