@@ -55,7 +55,7 @@ void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sum
 /// Whether an entry of the output is one of the sums, and a row of panel i nothing but a row of them.
 template <class T>
 bool OutputWriter<T>::is_one_sum(const PanelPair& pair) const {
-  return plan_.slots.size() == 1 && plan_.terms.size() == 1 && tiling_.bundle_groups == 1 &&
+  return plan_.offsets == 1 && plan_.slots.size() == 1 && plan_.terms.size() == 1 && tiling_.bundle_groups == 1 &&
          tiling_.constant_place(pair.bundle, pair.j) < 0;
 }
 
