@@ -8,6 +8,9 @@
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
 
+/// Poles on either side of some roots whose terms a first guess takes as they are.
+constexpr std::int64_t kNear = 4;
+
 /// D + ρ·z·zᵀ with ascending d (count ≥ 2) and no zero in z: its eigenvalues are the roots of the secular equation.
 template <class T>
 struct Secular {
@@ -20,6 +23,7 @@ struct Secular {
 /// is known to the last bit.
 template <class T>
 struct Roots {
+  std::int64_t first;
   typename VectorOf<T>::index left_pole;  // the sum is split into the poles up to this one and those behind
   typename VectorOf<T>::index is_last;    // the last root lies right of all poles
   Vector<T> left, right;                  // the split's two poles
@@ -33,13 +37,14 @@ struct SecularValue {
   Vector<T> psi, phi, psi_slope, phi_slope;
 };
 
+/// `value` and the terms of poles begin … end.
 template <class T>
-SecularValue<T> evaluate(const Secular<T>& equation, const Roots<T>& roots, std::int64_t first) {
-  SecularValue<T> value{};
-  const std::int64_t count = equation.count;
-  const std::int64_t before = first < count - 2 ? first : count - 2;  // poles left of every lane's split
-  const std::int64_t behind = first + kLanes<T> < count ? first + kLanes<T> : count;
-  std::int64_t j = 0;
+SecularValue<T> add_terms(SecularValue<T> value, const Secular<T>& equation, const Roots<T>& roots, std::int64_t begin,
+                          std::int64_t end) {
+  const std::int64_t last = equation.count - 2, first = roots.first < last ? roots.first : last;
+  const std::int64_t before = first < end ? first : end;  // poles left of every lane's split
+  const std::int64_t behind = roots.first + kLanes<T> < end ? roots.first + kLanes<T> : end;
+  std::int64_t j = begin;
   for (; j < before; ++j) {
     const Vector<T> term = equation.z[j] * reciprocal<T>((equation.d[j] - roots.origin) - roots.shift);
     value.psi += term * equation.z[j];
@@ -54,7 +59,7 @@ SecularValue<T> evaluate(const Secular<T>& equation, const Roots<T>& roots, std:
     value.phi += right * equation.z[j];
     value.phi_slope += right * right;
   }
-  for (; j < count; ++j) {
+  for (; j < end; ++j) {
     const Vector<T> term = equation.z[j] * reciprocal<T>((equation.d[j] - roots.origin) - roots.shift);
     value.phi += term * equation.z[j];
     value.phi_slope += term * term;
@@ -72,11 +77,44 @@ Vector<T> two_pole_root(const Roots<T>& roots, Vector<T> a, Vector<T> b, Vector<
   return above / below;
 }
 
-/// Brackets the roots between their poles and takes the closer pole as origin, a first guess as shift.
+/// A step of Li's middle way: ψ and φ are each replaced by the pole next to the root plus a constant, matched in value and
+/// slope; bisection where that leaves the bracket. Narrows the bracket, and returns the next shift.
+template <class T>
+Vector<T> next_shift(const SecularValue<T>& value, Vector<T> f, Roots<T>& roots) {
+  roots.low = f < 0 ? roots.shift : roots.low;
+  roots.high = f < 0 ? roots.high : roots.shift;
+  const Vector<T> left = (roots.left - roots.origin) - roots.shift;
+  const Vector<T> right = (roots.right - roots.origin) - roots.shift;
+  const Vector<T> change = two_pole_root(roots, (left + right) * f - left * right * (value.psi_slope + value.phi_slope),
+                                         left * right * f, f - left * value.psi_slope - right * value.phi_slope);
+  const Vector<T> next = roots.shift + change;
+  const auto inside = (next > roots.low) & (next < roots.high);
+  return inside ? next : (roots.low + roots.high) / 2;
+}
+
+/// Terms that vary little about a point, continued to where they are asked for.
+template <class T>
+struct FarTerms {
+  SecularValue<T> value;
+  Vector<T> point, psi_bend, phi_bend;
+
+  FarTerms(const SecularValue<T>& here, Vector<T> at) : value(here), point(at) {
+    psi_bend = here.psi < 0 ? here.psi_slope * here.psi_slope / here.psi : Vector<T>{};  // as if of one pole
+    phi_bend = here.phi > 0 ? here.phi_slope * here.phi_slope / here.phi : Vector<T>{};
+  }
+  SecularValue<T> at(Vector<T> shift) const {
+    const Vector<T> moved = shift - point, psi_change = moved * psi_bend, phi_change = moved * phi_bend;
+    return {value.psi + moved * (value.psi_slope + psi_change), value.phi + moved * (value.phi_slope + phi_change),
+            value.psi_slope + 2 * psi_change, value.phi_slope + 2 * phi_change};
+  }
+};
+
+/// Brackets the roots between their poles and takes the closer pole as origin, a guess as shift.
 template <class T>
 Roots<T> start_roots(const Secular<T>& equation, std::int64_t first) {
   Roots<T> roots{};
-  const std::int64_t last = equation.count - 1;
+  roots.first = first;
+  const std::int64_t count = equation.count, last = count - 1;
   const T *d = equation.d, *z = equation.z;
   Vector<T> gap{};
   for (int lane = 0; lane < kLanes<T>; ++lane) {
@@ -91,25 +129,38 @@ Roots<T> start_roots(const Secular<T>& equation, std::int64_t first) {
     gap[lane] = k < last ? d[k + 1] - d[k] : equation.reach;
   }
   roots.shift = gap / 2;
-  const SecularValue<T> middle = evaluate(equation, roots, first);
-  const Vector<T> f = 1 / equation.rho + middle.psi + middle.phi;
+  const std::int64_t begin = first > kNear ? first - kNear : 0;
+  const std::int64_t end = first + kLanes<T> + kNear < count ? first + kLanes<T> + kNear : count;
+  const SecularValue<T> far =
+      add_terms(add_terms(SecularValue<T>{}, equation, roots, 0, begin), equation, roots, end, count);
+  const SecularValue<T> middle = add_terms(far, equation, roots, begin, end);
+  const Vector<T> constant = spread(1 / equation.rho), f = constant + middle.psi + middle.phi;
   const Vector<T> left_square = roots.left_z * roots.left_z, right_square = roots.right_z * roots.right_z;
   const Vector<T> rest = f - left_square / ((roots.left - roots.origin) - roots.shift) -
                          right_square / ((roots.right - roots.origin) - roots.shift);
   const auto is_left = f >= 0, keeps = is_left | roots.is_last;
   roots.origin = keeps ? roots.origin : roots.right;
-  roots.low = is_left ? Vector<T>{} : roots.is_last ? gap / 2 : -gap / 2;
-  roots.high = is_left ? gap / 2 : roots.is_last ? gap : Vector<T>{};
+  const Vector<T> low = is_left ? Vector<T>{} : roots.is_last ? gap / 2 : -gap / 2;
+  const Vector<T> high = is_left ? gap / 2 : roots.is_last ? gap : Vector<T>{};
   const Vector<T> left = roots.left - roots.origin, right = roots.right - roots.origin;
   const Vector<T> guess = two_pole_root(roots, rest * (left + right) + left_square + right_square,
                                         rest * left * right + left_square * right + right_square * left, rest);
-  const auto inside = (guess > roots.low) & (guess < roots.high);
-  roots.shift = inside ? guess : (roots.low + roots.high) / 2;
+  const auto inside = (guess > low) & (guess < high);
+  roots.shift = inside ? guess : (low + high) / 2;
+  roots.low = low;
+  roots.high = high;
+  if (2 * (end - begin) <= count) {
+    const FarTerms<T> beyond(far, keeps ? gap / 2 : -gap / 2);
+    for (int step = 0; step < (sizeof(T) == 4 ? 2 : 3); ++step) {
+      const SecularValue<T> value = add_terms(beyond.at(roots.shift), equation, roots, begin, end);
+      roots.shift = next_shift(value, constant + value.psi + value.phi, roots);
+    }
+    roots.low = low;  // what the steps took for the bracket's ends is no more certain than their values
+    roots.high = high;
+  }
   return roots;
 }
 
-/// Li's middle way: ψ and φ are each replaced by the pole next to the root plus a constant, matched in value and slope;
-/// bisection where that leaves the bracket.
 template <class T>
 Roots<T> find_roots(const Secular<T>& equation, std::int64_t first) {
   constexpr T eps = Limits<T>::eps;
@@ -117,20 +168,12 @@ Roots<T> find_roots(const Secular<T>& equation, std::int64_t first) {
   constexpr T converged = sizeof(T) == 4 ? T(0x1p-14) : T(0x1p-28);  // convergence is quadratic
   const T noise = eps * (8 + static_cast<T>(equation.count) / 16), constant = 1 / equation.rho;
   for (int step = 0; step < 100; ++step) {
-    const SecularValue<T> value = evaluate(equation, roots, first);
+    const SecularValue<T> value = add_terms(SecularValue<T>{}, equation, roots, 0, equation.count);
     const Vector<T> f = constant + value.psi + value.phi, slope = value.psi_slope + value.phi_slope;
     const Vector<T> size = constant - value.psi + magnitude(value.phi) + magnitude(roots.shift) * slope;
     const auto open = magnitude(f) > noise * size;
     if (!any<T>(open)) break;
-    roots.low = f < 0 ? roots.shift : roots.low;
-    roots.high = f < 0 ? roots.high : roots.shift;
-    const Vector<T> left = (roots.left - roots.origin) - roots.shift;
-    const Vector<T> right = (roots.right - roots.origin) - roots.shift;
-    const Vector<T> change = two_pole_root(roots, (left + right) * f - left * right * slope, left * right * f,
-                                           f - left * value.psi_slope - right * value.phi_slope);
-    const Vector<T> next = roots.shift + change;
-    const auto inside = (next > roots.low) & (next < roots.high);
-    const Vector<T> moved = inside ? next : (roots.low + roots.high) / 2;
+    const Vector<T> moved = next_shift(value, f, roots);
     const auto moves = open & (magnitude(moved - roots.shift) > converged * magnitude(moved));
     roots.shift = open ? moved : roots.shift;
     if (!any<T>(moves)) break;
