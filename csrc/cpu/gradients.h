@@ -34,6 +34,7 @@ struct GradientTask {
   const T *g, *x;  ///< first channel of the rows and of the columns at position 0 of the first example
   std::int64_t g_width, x_width;
   std::int64_t examples, g_example, x_example;  ///< how many, and from one to the next
+  std::int64_t line;  ///< of the panels of as many examples after these: it and one for every tile_rows are fetched
   const PairedRun *runs, *runs_end;
   std::int64_t step;
   std::int64_t rows, columns;

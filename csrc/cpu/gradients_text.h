@@ -62,13 +62,19 @@ __attribute__((always_inline)) inline void sum_lanes(const GradientTask<T>& task
   for_each_vector<T, 1, Vectors>([&](int, int v, int) { sum[0][v] += other[v]; });
 }
 
-// The squares stay in registers, as far as there are enough, from one example to the next.
+// The squares stay in registers, as far as there are enough, from one example to the next. Each fetches a line of another
+// that comes after all of these: its panels are far from theirs.
 template <class T, int Rows, int Vectors, auto Sum>
 __attribute__((noinline)) void add_whole(const GradientTask<T>& task, std::int64_t first) {
   const GradientTask<T> t = task;  // the compiler knows then that no store changes it
   Tile<T, Rows, Vectors> squares = {};
-  for (std::int64_t n = 0; n < t.examples; ++n) {
+  constexpr auto line = static_cast<std::int64_t>(64 / sizeof(T));
+  const std::int64_t fetched = (t.line + first / kTileRows) * line;
+  const T *next_g = t.g + t.examples * t.g_example + fetched, *next_x = t.x + t.examples * t.x_example + fetched;
+  for (std::int64_t n = 0; n < t.examples; ++n, next_g += t.g_example, next_x += t.x_example) {
     Tile<T, Rows, Vectors> sum = {};
+    __builtin_prefetch(next_g);
+    __builtin_prefetch(next_x);
     Sum(t, t.g + n * t.g_example + first, t.x + n * t.x_example, sum);
     for_each_vector<T, Rows, Vectors>([&](int r, int v, int) { squares[r][v] += sum[r][v] * sum[r][v]; });
   }

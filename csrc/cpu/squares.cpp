@@ -219,6 +219,7 @@ void Squares<T>::add(const Item& item, const Band& band, const Packed<T>& packed
         const std::int64_t tile = (k - item.offsets.begin) * padded_rows(item) * tile_width();
         task.runs = offset.begin(l);
         task.runs_end = offset.begin(l + 1);
+        task.line = (k - item.offsets.begin) * ceil_div(task.rows, l_.simd.tile_rows);
         task.fresh = band.first && l == 0;
         task.partial = partial + tile;
         task.squares = band.last && l + 1 == offset.lists() ? sums + tile : nullptr;
