@@ -45,10 +45,10 @@ class Summation {
   Range needed_groups(const PanelPair& pair) const;
   std::vector<Strip> strips(std::int64_t rows) const;
   void pack(const std::vector<Box>& boxes, const Range& batch, std::int64_t box_size, T* packed) const;
-  void sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t slot_size, T* sums,
-                 bool first) const;
+  void sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t slot_size, T* sums, bool first,
+                 Ahead& ahead) const;
   void sum_slot(const Slot& slot, const Box& box, const T* a, const T* b, const Strip& strip, bool upper, T* sum,
-                bool first) const;
+                bool first, Ahead& ahead) const;
   void add_slices(const Strip& strip, T* total, std::int64_t slices, std::int64_t slice_size,
                   std::int64_t slot_size) const;
   void write(const Strip& strip, const T* sums, std::int64_t slot_size, bool first, bool last) const;
@@ -113,7 +113,7 @@ void Summation<T>::pack(const std::vector<Box>& boxes, const Range& batch, std::
 /// Sums a slot over a box: to `sum` itself where that is empty, or as a whole.
 template <class T>
 void Summation<T>::sum_slot(const Slot& slot, const Box& box, const T* a, const T* b, const Strip& strip, bool upper,
-                            T* sum, bool first) const {
+                            T* sum, bool first, Ahead& ahead) const {
   const std::int64_t width = p_.tiling.width, tile_size = strip.rows.size() * width;
   const std::int64_t columns = p_.tiling.panel_channels(strip.pair.bundle, strip.pair.j);
   alignas(64) T tile[kMaxWidth * kMaxWidth];
@@ -122,7 +122,7 @@ void Summation<T>::sum_slot(const Slot& slot, const Box& box, const T* a, const 
   for_each_run_list(p_.plan, slot, box, columns > p_.simd.lanes ? kListed : kListedNarrow,
                     [&](const Run* runs, std::int64_t run_count, std::int64_t weight) {
                       p_.simd.gram(a, b, width, runs, run_count, strip.rows, columns, upper, static_cast<T>(weight),
-                                   in_tile == 0, target);
+                                   in_tile == 0, target, ahead);
                       if (++in_tile < kListsInTile) return;
                       if (target == tile) p_.simd.add(sum, tile, tile_size);
                       target = tile;
@@ -138,7 +138,7 @@ void Summation<T>::sum_slot(const Slot& slot, const Box& box, const T* a, const 
 /// Sums all slots that the strip needs over a box; a slot's sums are `slot_size` after the one before. `first` overwrites.
 template <class T>
 void Summation<T>::sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t slot_size, T* sums,
-                             bool first) const {
+                             bool first, Ahead& ahead) const {
   const PanelPair& pair = strip.pair;
   const std::int64_t width = p_.tiling.width, panel_size = box.positions() * width;
   const T* bundle = packed + pair.bundle * p_.tiling.panels * panel_size;
@@ -149,7 +149,7 @@ void Summation<T>::sum_strip(const Box& box, const T* packed, const Strip& strip
     const std::int64_t lag = (down * box.packed_columns.size() + right) * box.images.size();
     const T *a = bundle + pair.i * panel_size, *b = bundle + pair.j * panel_size + lag * width;
     for (std::int64_t s = slots.begin; s < slots.end; ++s) {
-      sum_slot(p_.plan.slots[static_cast<std::size_t>(s)], box, a, b, strip, upper, sums + s * slot_size, first);
+      sum_slot(p_.plan.slots[static_cast<std::size_t>(s)], box, a, b, strip, upper, sums + s * slot_size, first, ahead);
     }
   }
 }
@@ -188,19 +188,26 @@ void Summation<T>::sum_slices() {
   const std::int64_t positions = p_.images * p_.plan.height * p_.plan.width;
   const std::int64_t of_many = std::max(kLongSlice, positions / most_slices);
   const std::int64_t of_few = std::max(kPositionsOfSlot * slots() / count(p_.plan.groups), positions / kFewSlices);
-  const std::int64_t in_box = std::min({p_.limits.kept_box / bytes(channels), of_many, of_few});
-  const std::vector<Box> boxes = split_boxes(p_.plan, p_.images, std::max<std::int64_t>(1, in_box));
-  const std::int64_t slices = std::min(most_slices, count(boxes));
+  const std::int64_t in_box =
+      std::max<std::int64_t>(1, std::min({p_.limits.kept_box / bytes(channels), of_many, of_few}));
+  const std::int64_t near = std::max(kPositionsOfSlot, p_.limits.near_box / bytes(channels));
+  const bool overlap = p_.plan.reach_down + p_.plan.reach_right > 0;
+  const std::vector<Box> boxes = split_boxes(p_.plan, p_.images, overlap ? in_box : std::min(in_box, near));
+  const std::int64_t worth = std::max<std::int64_t>(1, (positions + in_box - 1) / in_box);
+  const std::int64_t slices = std::min({most_slices, count(boxes), worth});
   const Buffer<T> sums = make_buffer<T>(slices * slice_size);
-  for_each(p_.parallel_for, slices, [&](std::int64_t slice) {
+  const auto first_box = [&](std::int64_t slice) { return count(boxes) * slice / slices; };
+  for_each_knowing_next(p_.parallel_for, slices, [&](std::int64_t slice, std::int64_t next_slice) {
     const Buffer<T> packed = make_buffer<T>(most_positions(boxes) * channels);
-    const std::int64_t begin = count(boxes) * slice / slices, end = count(boxes) * (slice + 1) / slices;
+    const std::int64_t begin = first_box(slice), end = first_box(slice + 1);
     for (std::int64_t b = begin; b < end; ++b) {
       const Box& box = boxes[static_cast<std::size_t>(b)];
+      const std::int64_t next = b + 1 < end ? b + 1 : first_box(next_slice);
+      Ahead ahead = next < count(boxes) ? p_.packer.source(boxes[static_cast<std::size_t>(next)]) : Ahead{};
       for (std::int64_t task = 0; task < p_.packer.tasks(box); ++task) p_.packer.pack(box, task, packed.get());
       for (std::int64_t s = 0; s < count(strips); ++s) {
         sum_strip(box, packed.get(), strips[static_cast<std::size_t>(s)], slot_size,
-                  sums.get() + slice * slice_size + s * strip_size, b == begin);
+                  sums.get() + slice * slice_size + s * strip_size, b == begin, ahead);
       }
     }
   });
@@ -234,9 +241,10 @@ void Summation<T>::sum_boxes() {
     for_each(p_.parallel_for, count(strips), [&](std::int64_t s) {
       const Strip& strip = strips[static_cast<std::size_t>(s)];
       const Buffer<T> sums = make_buffer<T>(slots() * slot_size);
+      Ahead none;
       for (std::int64_t b = batch.begin; b < batch.end; ++b) {
         sum_strip(boxes[static_cast<std::size_t>(b)], packed.get() + (b - batch.begin) * box_size, strip, slot_size,
-                  sums.get(), b == batch.begin);
+                  sums.get(), b == batch.begin, none);
       }
       write(strip, sums.get(), slot_size, batch.begin == 0, batch.end == count(boxes));
     });

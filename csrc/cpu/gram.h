@@ -16,6 +16,7 @@ struct Limits {
   std::int64_t kept = 1 << 20;      ///< the most of them, of one slice of the batch
   std::int64_t slices = 4 << 20;    ///< of all slices
   std::int64_t kept_box = 1 << 20;  ///< packed positions of a thread
+  std::int64_t near_box = 1 << 18;  ///< likewise where no lag makes boxes overlap: all that is read again stays near
   // Where they are not:
   std::int64_t added = 1 << 19;      ///< sums that a thread holds before it adds them to `out`
   std::int64_t added_box = 1 << 19;  ///< packed positions of two panels, read again for every lag

@@ -65,6 +65,21 @@ class PixelPacker final : public Packer<T> {
     }
   }
 
+  Ahead source(const Box& box) const override {
+    const std::int64_t rows = box.packed_rows.size(), columns = box.packed_columns.size();
+    const bool planes = x_.width_stride == 1 && x_.height_stride == x_.width &&
+                        (x_.channel_stride == x_.height * x_.width || x_.channels == 1);
+    const bool pixels = x_.channel_stride == 1 && x_.width_stride == x_.channels &&
+                        (x_.height_stride == x_.width * x_.channels || x_.height == 1);
+    const bool whole = columns == x_.width && (rows == x_.height || (pixels && box.images.size() == 1));
+    const bool joined = x_.batch_stride == x_.channels * x_.height * x_.width || box.images.size() == 1;
+    if (box.positions() == 0 || !joined || !(whole ? planes || pixels : pixels && rows == 1 && box.images.size() == 1))
+      return {};
+    const auto* first =
+        static_cast<const char*>(element(x_, box.images.begin, 0, box.packed_rows.begin, box.packed_columns.begin));
+    return {first, first + box.positions() * x_.channels * bytes_of(x_.type)};
+  }
+
  private:
   static std::int64_t rows_per_task(const Box& box) {
     return std::max<std::int64_t>(1, kTaskPositions / std::max<std::int64_t>(1, box.packed_columns.size()));

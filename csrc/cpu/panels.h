@@ -75,6 +75,9 @@ class Packer {
   virtual ~Packer() = default;
   virtual std::int64_t tasks(const Box& box) const = 0;
   virtual void pack(const Box& box, std::int64_t task, T* packed) const = 0;
+
+  /// The memory that packing the box reads, where it is in one piece.
+  virtual Ahead source(const Box&) const { return {}; }
 };
 
 /// Positions are the pixels of x.

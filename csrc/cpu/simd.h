@@ -21,6 +21,12 @@ struct Run {
   std::int64_t first, count, step;
 };
 
+/// Memory that is read next: a line of it is fetched with every position that is summed, as long as it lasts, so that memory
+/// and multiply-adds do not wait for each other.
+struct Ahead {
+  const char *next = nullptr, *end = nullptr;
+};
+
 /// The inner loops, once per instruction set. A panel holds `width` channels, one or two vectors of them, of every
 /// position: panel[position·width + channel], aligned to 64 bytes. T is float or double.
 template <class T>
@@ -34,7 +40,7 @@ struct PanelKernels {
   /// computed: the tile's other entries hold rubbish afterwards. rows.begin is a multiple of tile_rows. All runs are summed
   /// in registers: keep them to a few hundred positions.
   void (*gram)(const T* a, const T* b, std::int64_t width, const Run* runs, std::int64_t run_count, const Range& rows,
-               std::int64_t columns, bool upper, T weight, bool fresh, T* tile);
+               std::int64_t columns, bool upper, T weight, bool fresh, T* tile, Ahead& ahead);
 
   /// total += part.
   void (*add)(T* total, const T* part, std::int64_t count);

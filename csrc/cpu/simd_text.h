@@ -39,15 +39,20 @@ void store(T* p, Vector<T> v) {
 }
 
 // kTileRows × `Vectors` accumulators in registers: a row is broadcast, a column vector loaded.
-template <class T, int Vectors>
+template <class T, int Vectors, bool Fetch>
 __attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t width, const Run* runs,
-                                         std::int64_t run_count, T weight, bool fresh, T* tile) {
+                                         std::int64_t run_count, T weight, bool fresh, T* tile, Ahead& ahead) {
+  const char* line = ahead.next;
   Vector<T> sum[kTileRows][Vectors] = {};
   for (const Run* run = runs; run != runs + run_count; ++run) {
     const T* row = a + run->first * width;
     const T* column = b + run->first * width;
     const std::int64_t step = run->step * width;
     for (std::int64_t left = run->count; left > 0; --left, row += step, column += step) {
+      if constexpr (Fetch) {
+        __builtin_prefetch(line, 0, 2);
+        line += 64;
+      }
       Vector<T> right[Vectors];
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) right[v] = load(column + v * kLanes<T>);
@@ -58,6 +63,7 @@ __attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t wi
       }
     }
   }
+  if constexpr (Fetch) ahead.next = line;
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 2
@@ -70,15 +76,16 @@ __attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t wi
 
 template <class T>
 void gram(const T* a, const T* b, std::int64_t width, const Run* runs, std::int64_t run_count, const Range& rows,
-          std::int64_t columns, bool upper, T weight, bool fresh, T* tile) {
+          std::int64_t columns, bool upper, T weight, bool fresh, T* tile, Ahead& ahead) {
   constexpr std::int64_t lanes = kLanes<T>;
   for (std::int64_t row = rows.begin; row < rows.end; row += kTileRows, tile += kTileRows * width) {
     const std::int64_t first = upper && row >= lanes ? lanes : 0;
-    if (columns - first > lanes) {
-      gram_rows<T, 2>(a + row, b + first, width, runs, run_count, weight, fresh, tile + first);
-    } else if (columns > first) {
-      gram_rows<T, 1>(a + row, b + first, width, runs, run_count, weight, fresh, tile + first);
-    }
+    if (columns <= first) continue;
+    const bool both = columns - first > lanes, fetch = ahead.next < ahead.end;
+    const auto sum = both    ? fetch ? gram_rows<T, 2, true> : gram_rows<T, 2, false>
+                     : fetch ? gram_rows<T, 1, true>
+                             : gram_rows<T, 1, false>;
+    sum(a + row, b + first, width, runs, run_count, weight, fresh, tile + first, ahead);
   }
 }
 

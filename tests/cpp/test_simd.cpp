@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -61,7 +62,9 @@ TEST(gram_sums_outer_products_over_the_runs) {
       const bool upper = pick(random, 0, 1), fresh = pick(random, 0, 1);
       const auto weight = static_cast<T>(pick(random, 1, 9));
       const auto tile = aligned(before), left = aligned(a), right = aligned(b);
-      simd.gram(left.get(), right.get(), width, runs.data(), 3, rows, columns, upper, weight, fresh, tile.get());
+      std::vector<char> soon(static_cast<std::size_t>(pick(random, 0, 2000)));
+      cpu::Ahead ahead{soon.data(), soon.data() + soon.size()};
+      simd.gram(left.get(), right.get(), width, runs.data(), 3, rows, columns, upper, weight, fresh, tile.get(), ahead);
       for (std::int64_t r = rows.begin; r < rows.end; ++r) {
         for (std::int64_t c = upper ? r : 0; c < columns; ++c) {
           const auto entry = static_cast<std::size_t>((r - rows.begin) * width + c);
@@ -238,6 +241,53 @@ TEST(copy_pixels_widens_and_fills_with_zeros) {
       }
     }
   }
+}
+
+TEST(a_packer_knows_the_piece_of_memory_that_a_box_reads) {
+  Random random(9);
+  const auto& simd = cpu::kGeneric.single_precision;
+  std::int64_t found = 0;
+  for (const testing::Layout layout : testing::kLayouts) {
+    for (const ScalarType type : {ScalarType::kFloat32, ScalarType::kFloat16}) {
+      for (int i = 0; i < 200; ++i) {
+        const testing::Shape shape{pick(random, 1, 3), pick(random, 1, 5), pick(random, 1, 3), pick(random, 1, 4)};
+        const testing::Images images(shape, type, layout);
+        const ImageView& x = images.view();
+        const auto part = [&](std::int64_t size) {
+          const std::int64_t begin = pick(random, 0, 2) ? 0 : pick(random, 0, size - 1);
+          return Range{begin, pick(random, 0, 2) ? size : pick(random, begin + 1, size)};
+        };
+        const Range n = part(x.batch), h = part(x.height), w = part(x.width);
+        const auto packer = cpu::pack_pixels(simd, x, cpu::tile_channels(simd, 1, x.channels, false, true));
+        const cpu::Ahead ahead = packer->source({n, h, w, h, w});
+        const std::int64_t bytes = type == ScalarType::kFloat32 ? 4 : 2;
+        const std::int64_t read = n.size() * x.channels * h.size() * w.size() * bytes;
+        if (!ahead.next) {
+          const bool all = layout == testing::Layout::kPlanes || layout == testing::Layout::kChannelsLast;
+          CHECK(!all || read < x.batch * x.channels * x.height * x.width * bytes, "all of a dense batch");
+          continue;
+        }
+        CHECK(ahead.end - ahead.next == read, "as many bytes as are read");
+        ++found;
+        const char* last = ahead.next;
+        for (std::int64_t c = 0; c < x.channels; ++c) {
+          for (const std::int64_t row : {h.begin, h.end - 1}) {
+            for (const std::int64_t column : {w.begin, w.end - 1}) {
+              for (const std::int64_t image : {n.begin, n.end - 1}) {
+                const char* number =
+                    static_cast<const char*>(x.data) + bytes * (image * x.batch_stride + c * x.channel_stride +
+                                                                row * x.height_stride + column * x.width_stride);
+                CHECK(ahead.next <= number, "none of them before");
+                last = std::max(last, number);
+              }
+            }
+          }
+        }
+        CHECK(last + bytes == ahead.end, "the last of them at its end");
+      }
+    }
+  }
+  CHECK(found > 500, std::to_string(found));
 }
 
 int main() { return check::run_tests(); }

@@ -1,7 +1,10 @@
+#include <atomic>
+#include <string>
 #include <vector>
 
 #include "check.h"
 #include "cpu/covariances.h"
+#include "cpu/parallel.h"
 #include "images.h"
 
 using namespace eigendamage;
@@ -30,7 +33,7 @@ void check_threads(const ImageView& x, std::int64_t groups, std::int64_t size, c
 TEST(results_do_not_depend_on_the_number_of_threads) {
   const ConvGeometry geometry{{3, 1, 1, 1, 12}, {3, 1, 1, 1, 11}};
   const Update update{0.3, 0.7};
-  const cpu::Limits default_limits, few_kept{1 << 16, 1 << 18, 1 << 16, 1 << 16, 1 << 14, 1 << 16};
+  const cpu::Limits default_limits, few_kept{1 << 16, 1 << 18, 1 << 16, 1 << 15, 1 << 16, 1 << 14, 1 << 16};
   for (const cpu::Limits& limits : {default_limits, few_kept}) {
     for (const std::int64_t channels : {6, 36}) {
       for (const std::int64_t groups : {1, 2}) {
@@ -50,6 +53,21 @@ TEST(results_do_not_depend_on_the_number_of_threads) {
           });
         }
       }
+    }
+  }
+}
+
+TEST(a_thread_knows_what_it_takes_next) {
+  for (const std::int64_t threads : {1, 3}) {
+    for (const std::int64_t items : {0, 1, 2, 20}) {
+      std::vector<std::atomic<int>> taken(static_cast<std::size_t>(items));
+      cpu::for_each_knowing_next(testing::threads(threads), items, [&](std::int64_t i, std::int64_t next) {
+        static thread_local std::int64_t expected = 0;
+        CHECK(taken[static_cast<std::size_t>(i)]++ == 0, "an item twice");
+        CHECK(i < next && next <= items && (threads > 1 || i == 0 || i == expected), std::to_string(next));
+        expected = next;
+      });
+      for (const std::atomic<int>& times : taken) CHECK(times == 1, "an item left out");
     }
   }
 }
