@@ -1,6 +1,7 @@
 """Tiny networks and batches, in float64, for the tests."""
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -53,3 +54,22 @@ def labels(loss: str, examples: int, classes: int = 4) -> Tensor:
     if loss == "cross_entropy":
         return torch.randint(0, classes, (examples,))
     return torch.rand(examples, classes, dtype=torch.float64)
+
+
+class Steep(torch.autograd.Function):
+    """The identity with a gradient of NaN."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient * math.nan
+
+
+class Cliff(nn.Module):
+    """A layer through which no gradient comes whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Steep.apply(x)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from nets import convnet, images, labels, mlp
+from nets import Cliff, convnet, images, labels, mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -457,22 +457,10 @@ def test_logits_that_are_not_finite_are_named():
         estimate_factors(Model(), [X])
 
 
-class Steep(torch.autograd.Function):
-    """The identity, with an infinite derivative."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient / 0
-
-
 def test_a_gradient_that_is_not_finite_names_the_layer_and_the_batch():
     class Model(Net):
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(Steep.apply(self.a(x)))
+            return self.b(Cliff()(self.a(x)))
 
     with pytest.raises(ValueError, match=r"the output gradient of layer 'a' must be finite.* in batch 0"):
         estimate_factors(Model(), [X])

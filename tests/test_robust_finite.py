@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from nets import Cliff
 from torch import Tensor, nn
 
 import eigendamage_ext as ed
@@ -118,23 +119,6 @@ def test_overflow_in_half_precision_is_found(autocast):
     model, loader = model.to(dtype), [(x.to(dtype), y) for x, y in LOADER]
     with pytest.raises(ValueError, match=r"the input of layer '3' must be finite, .* in batch 0"):
         ed.estimate_factors(model, loader, autocast=autocast, progress=False)
-
-
-class Steep(torch.autograd.Function):
-    """The identity with a gradient of NaN."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient * math.nan
-
-
-class Cliff(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Steep.apply(x)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradients"])
