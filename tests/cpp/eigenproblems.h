@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "decomposition.h"
 #include "images.h"
 #include "views.h"
 
@@ -85,39 +86,29 @@ class Problem {
   /// "" where order, signs, residual and orthogonality are right.
   std::string fault() const {
     if (code_ != kSolved) return "code " + std::to_string(code_);
-    double norm = 0, largest = std::numeric_limits<double>::min();
+    double largest = std::numeric_limits<double>::min();
     for (std::int64_t i = 0; i < n_; ++i) {
       for (std::int64_t j = 0; j <= i; ++j) largest = std::max(largest, std::fabs(get(i, j)));
     }
-    double residual = 0, skew = 0;
+    std::vector<double> matrix, values;
+    for (std::int64_t i = 0; i < n_ * n_; ++i) matrix.push_back(get(i / n_, i % n_) / largest);
+    for (const T value : values_) values.push_back(static_cast<double>(value) / largest);
+    const std::vector<double> vectors(vectors_.begin(), vectors_.end());
     for (std::int64_t k = 0; k < n_; ++k) {
-      const auto value = static_cast<double>(values_[at(k)]) / largest;
       if (k > 0 && values_[at(k)] < values_[at(k - 1)]) return "values out of order";
-      double most = 0;
-      for (std::int64_t i = 0; i < n_; ++i) {
-        double image = 0;
-        for (std::int64_t j = 0; j < n_; ++j) image += get(i, j) / largest * vector(k, j);
-        residual += std::pow(image - value * vector(k, i), 2);
-        norm += std::pow(get(i, k) / largest, 2);
-        if (std::fabs(vector(k, i)) > std::fabs(most)) most = vector(k, i);
-      }
-      if (!(most > 0)) return "wrong sign";
-      for (std::int64_t m = 0; m < n_; ++m) {
-        double dot = k == m ? -1 : 0;
-        for (std::int64_t i = 0; i < n_; ++i) dot += vector(k, i) * vector(m, i);
-        skew += dot * dot;
-      }
+      const double* const vector = &vectors[at(k * n_)];
+      const auto smaller = [](double x, double y) { return std::fabs(x) < std::fabs(y); };
+      if (!(*std::max_element(vector, vector + n_, smaller) > 0)) return "wrong sign";
     }
+    const auto [norm, residual, skew] = misfit(n_, matrix, values, vectors);
     const double gate = 8 * static_cast<double>(n_) * static_cast<double>(std::numeric_limits<T>::epsilon());
     const double least = static_cast<double>(n_) * static_cast<double>(std::numeric_limits<T>::denorm_min()) / largest;
-    if (!(std::sqrt(residual) <= gate * std::sqrt(norm) + least)) return "residual " + std::to_string(residual / norm);
-    if (!(std::sqrt(skew) <= gate)) return "orthogonality " + std::to_string(skew);
+    if (!(residual <= gate * norm + least)) return "residual " + std::to_string(residual / norm);
+    if (!(skew <= gate)) return "orthogonality " + std::to_string(skew);
     return "";
   }
 
  private:
-  double vector(std::int64_t k, std::int64_t i) const { return static_cast<double>(vectors_[at(k * n_ + i)]); }
-
   std::int64_t n_, step_;
   std::vector<T> matrix_, values_, vectors_;
   std::int32_t code_ = -1;

@@ -8,6 +8,7 @@
 #include "check.h"
 #include "cpu/panels.h"
 #include "cpu/simd.h"
+#include "decomposition.h"
 #include "images.h"
 
 using namespace eigendamage;
@@ -164,31 +165,21 @@ void check_matrix(const cpu::EighKernels<T>& kernels, Matrix matrix, const std::
   CHECK(solve() == 0, name);
 
   const double tolerance = static_cast<double>(n) * static_cast<double>(std::numeric_limits<T>::epsilon());
-  double norm = 0, residual = 0, skew = 0, error = 0;
-  for (const double x : matrix.entries) norm += x * x;
-  for (std::int64_t k = 0; k < n; ++k) {
-    const auto lambda = static_cast<double>(values[static_cast<std::size_t>(k)]);
-    const T* row = rows.get() + k * stride;
-    const Numbers v(row, row + n);
-    for (std::int64_t r = 0; r < n; ++r) {
-      const double image = std::inner_product(v.begin(), v.end(), &matrix.at(r, 0), 0.0);
-      residual += std::pow(image - lambda * v[static_cast<std::size_t>(r)], 2);
-    }
-    for (std::int64_t other = 0; other <= k; ++other) {
-      const double dot = std::inner_product(v.begin(), v.end(), rows.get() + other * stride, 0.0);
-      skew += (other < k ? 2 : 1) * std::pow(dot - (other == k), 2);
-    }
-    CHECK(k == 0 || values[static_cast<std::size_t>(k - 1)] <= lambda, name + ": order");
-  }
+  const Numbers found(values.get(), values.get() + n);
+  Numbers vectors;
+  for (std::int64_t k = 0; k < n; ++k) vectors.insert(vectors.end(), &rows[k * stride], &rows[k * stride] + n);
+  CHECK(std::is_sorted(found.begin(), found.end()), name + ": order");
+  const auto [norm, residual, skew] = testing::misfit(n, matrix.entries, found, vectors);
+  double error = 0;
   std::sort(matrix.spectrum.begin(), matrix.spectrum.end());
   for (std::size_t k = 0; k < matrix.spectrum.size(); ++k) {
-    error += std::pow(std::ldexp(matrix.spectrum[k], -exponent) - static_cast<double>(values[k]), 2);
+    error += std::pow(std::ldexp(matrix.spectrum[k], -exponent) - found[k], 2);
   }
-  norm = std::sqrt(norm);
-  const auto ratio = [](double x, double scale) { return ": " + std::to_string(std::sqrt(x) / scale); };
-  CHECK(std::sqrt(residual) <= 8 * tolerance * norm, name + ": residual" + ratio(residual, tolerance * norm));
-  CHECK(std::sqrt(skew) <= 8 * tolerance, name + ": orthogonality" + ratio(skew, tolerance));
-  CHECK(std::sqrt(error) <= 4 * tolerance * norm, name + ": eigenvalues" + ratio(error, tolerance * norm));
+  error = std::sqrt(error);
+  const auto ratio = [](double x, double scale) { return ": " + std::to_string(x / scale); };
+  CHECK(residual <= 8 * tolerance * norm, name + ": residual" + ratio(residual, tolerance * norm));
+  CHECK(skew <= 8 * tolerance, name + ": orthogonality" + ratio(skew, tolerance));
+  CHECK(error <= 4 * tolerance * norm, name + ": eigenvalues" + ratio(error, tolerance * norm));
 }
 
 /// body(kernels, name) for both types and every instruction set of this CPU.
