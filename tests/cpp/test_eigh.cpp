@@ -254,4 +254,4 @@ TEST(values_are_ranked_with_equals_in_their_order) {
   });
 }
 
-int main() { return check::run_tests(); }
+int main(int argc, char** argv) { return check::run_tests(argc > 1 ? argv[1] : ""); }
