@@ -25,13 +25,15 @@ namespace {
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// Few multiprocessors make few parts; little memory for partial sums, many batches of lags and pairs. On sm_90 four warps
-/// multiply together.
-cuda::Tuning random_tuning(Random& random) {
+/// Few multiprocessors make few parts; little memory for partial sums, many batches of lags and pairs: so many for a large
+/// kernel that they only take time. On sm_90 four warps multiply together.
+cuda::Tuning random_tuning(Random& random, std::int64_t offsets = 1) {
   cuda_on_cpu::device().capability = choose(random, {8, 9});
   const cuda::PatchForm forms[] = {cuda::PatchForm::kCheaper, cuda::PatchForm::kLags, cuda::PatchForm::kDirect};
-  return {choose(random, forms),
-          {choose(random, {0L, 1L, 20L, 500L}), choose(random, {1L, 200000L, 200000L, 48L << 20, 48L << 20})}};
+  const cuda::PatchForm form = choose(random, forms);
+  const std::int64_t multiprocessors = choose(random, {0L, 1L, 20L, 500L});
+  const std::int64_t partial_bytes = choose(random, {1L, 200000L, 200000L, 48L << 20, 48L << 20});
+  return {form, {multiprocessors, offsets > 6 ? std::max(partial_bytes, std::int64_t{200000}) : partial_bytes}};
 }
 
 /// Runs launch(view of x, update, view of out, execution) on an output of random content and checks the result.
@@ -99,8 +101,8 @@ TEST(patch_covariance_equals_the_reference) {
     Images x(p.shape, choose(random, testing::kTypes), choose(random, testing::kLayouts));
     x.fill_integers(random);
     const bool bias = pick(random, 0, 1);
-    const cuda::Tuning tuning = random_tuning(random);
     const std::int64_t offsets = p.geometry.vertical.kernel * p.geometry.horizontal.kernel;
+    const cuda::Tuning tuning = random_tuning(random, offsets);
     check_kernel(random, p.groups, p.shape.channels / p.groups * offsets + bias, x.view(),
                  reference::patch_covariance(x.view(), p.geometry, p.groups, bias),
                  describe(x.view(), p.geometry, tuning),
@@ -162,8 +164,9 @@ TEST(an_empty_sum_only_scales_the_output) {
     const ConvGeometry& geometry = empty_batch ? some : i % 3 == 1 ? none : beside;
     Images x({empty_batch ? 0 : 2, 6, 4, 5}, choose(random, testing::kTypes), choose(random, testing::kLayouts));
     x.fill_integers(random);
-    const cuda::Tuning tuning = random_tuning(random);
-    const std::int64_t groups = pick(random, 1, 2), offsets = geometry.vertical.kernel * geometry.horizontal.kernel;
+    const std::int64_t offsets = geometry.vertical.kernel * geometry.horizontal.kernel;
+    const cuda::Tuning tuning = random_tuning(random, offsets);
+    const std::int64_t groups = pick(random, 1, 2);
     check_kernel(random, groups, 6 / groups, x.view(), std::vector<double>(static_cast<std::size_t>(36 / groups)),
                  "channel",
                  [&](const ImageView& view, const Update& update, const FactorView& out, const Execution& run) {

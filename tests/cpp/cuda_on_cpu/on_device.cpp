@@ -13,10 +13,10 @@ using namespace eigendamage;
 
 namespace {
 
-/// Few where accesses are watched: races are then found in any order.
+/// Where accesses are watched races are found in any order, elsewhere as results that two orders make differ.
 std::vector<Schedule> schedules() {
   if (watching()) return {{Schedule::Order::kForward}, {Schedule::Order::kRandom, 1}};
-  return {{Schedule::Order::kForward}, {Schedule::Order::kReverse}, {Schedule::Order::kRandom, 1}};
+  return {{Schedule::Order::kForward}, {Schedule::Order::kReverse}};
 }
 
 void require(cudaError_t status, const char* call) {
