@@ -105,37 +105,47 @@ std::vector<std::int64_t> columns(const at::Tensor& stack) {
   return strides;
 }
 
-/// A new tensor of the shape shape_of(stack) for every stack, all of them in one block of memory: a tenth of the time that
-/// so many blocks take.
-template <class ShapeOf>
-std::vector<at::Tensor> parts_of_one(const std::vector<at::Tensor>& stacks, const ShapeOf& shape_of) {
-  constexpr std::int64_t kAlignment = 16;  // in numbers
-  std::vector<std::int64_t> begins;
-  std::int64_t end = 0;
-  for (const at::Tensor& stack : stacks) {
-    begins.push_back(end);
-    end += (c10::multiply_integers(shape_of(stack)) + kAlignment - 1) / kAlignment * kAlignment;
+/// Room for a result of every matrix (n, n) of a list, all in one block of memory: a tenth of the time that so many blocks
+/// take.
+class SharedRoom {
+ public:
+  /// For numbers_of(n) numbers each.
+  template <class NumbersOf>
+  SharedRoom(const std::vector<at::Tensor>& matrices, const NumbersOf& numbers_of) {
+    constexpr std::int64_t kAlignment = 16;  // in numbers
+    std::int64_t end = 0;
+    for (const at::Tensor& matrix : matrices) {
+      begins_.push_back(end);
+      end += (numbers_of(matrix.size(0)) + kAlignment - 1) / kAlignment * kAlignment;
+    }
+    block_ = at::empty({end}, matrices.front().options());
   }
-  const at::Tensor block = at::empty({end}, stacks.front().options());
-  std::vector<at::Tensor> parts;
-  for (std::size_t i = 0; i < stacks.size(); ++i) {
-    const std::vector<std::int64_t> shape = shape_of(stacks[i]);
-    parts.push_back(
-        at::detail::make_tensor<c10::TensorImpl>(c10::Storage(block.storage()), block.key_set(), block.dtype()));
-    parts.back().unsafeGetTensorImpl()->set_sizes_and_strides(shape, contiguous_strides(shape), begins[i]);
+
+  void* part(std::size_t i) const {
+    const auto bytes = begins_[i] * static_cast<std::int64_t>(block_.element_size());
+    return static_cast<char*>(block_.mutable_data_ptr()) + bytes;
   }
-  return parts;
-}
+
+  at::Tensor tensor(std::size_t i, at::IntArrayRef sizes, at::IntArrayRef strides) const {
+    at::Tensor part =
+        at::detail::make_tensor<c10::TensorImpl>(c10::Storage(block_.storage()), block_.key_set(), block_.dtype());
+    part.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, begins_[i]);
+    return part;
+  }
+
+ private:
+  at::Tensor block_;
+  std::vector<std::int64_t> begins_;
+};
 
 /// Appends the matrices of a stack (…, n, n); the codes go to `code` and behind.
-void add_problems(const at::Tensor& stack, const at::Tensor& values, const at::Tensor& vectors, std::int32_t* code,
+void add_problems(const at::Tensor& stack, void* values, void* vectors, std::int32_t* code,
                   std::vector<EighProblem>& problems) {
   const auto bytes = [&](std::int64_t numbers) { return numbers * static_cast<std::int64_t>(stack.element_size()); };
   const auto sizes = stack.sizes(), strides = stack.strides();
   const std::int64_t n = stack.size(-1), count = c10::multiply_integers(sizes.slice(0, stack.dim() - 2));
   const char* from = static_cast<const char*>(stack.const_data_ptr());
-  char *to_values = static_cast<char*>(values.mutable_data_ptr()),
-       *to_vectors = static_cast<char*>(vectors.mutable_data_ptr());
+  char *to_values = static_cast<char*>(values), *to_vectors = static_cast<char*>(vectors);
   for (std::int64_t i = 0; i < count; ++i) {
     std::int64_t offset = 0, rest = i;
     for (auto dim = static_cast<std::size_t>(stack.dim() - 2); dim-- > 0; rest /= sizes[dim]) {
@@ -204,25 +214,35 @@ EighResult eigh(const std::vector<at::Tensor>& stacks, Room room) {
   const c10::Device device = stacks.empty() ? c10::Device(at::kCPU) : stacks.front().device();
   const auto kernel = kernel_for("eigh", &Kernels::eigh, device);
   std::vector<at::Tensor> values, vectors;
+  values.reserve(stacks.size());
+  vectors.reserve(stacks.size());
   at::Tensor codes = at::empty({count}, at::TensorOptions(at::kInt).device(device));
   auto* code = codes.mutable_data_ptr<std::int32_t>();
   std::vector<EighProblem> problems;
   problems.reserve(static_cast<std::size_t>(count));
+  const auto solve = [&](const auto& values_of, const auto& vectors_of) {
+    for (std::size_t i = 0; i < stacks.size(); ++i) {
+      add_problems(stacks[i], values_of(i), vectors_of(i), code + problems.size(), problems);
+    }
+    execute(device, [&](const Execution& execution) { kernel(problems.data(), count, execution); });
+  };
   if (room == Room::kShared) {
-    values =
-        parts_of_one(stacks, [](const at::Tensor& stack) { return stack.sizes().slice(0, stack.dim() - 1).vec(); });
-    vectors = parts_of_one(stacks, [](const at::Tensor& stack) { return stack.sizes().vec(); });
-    for (at::Tensor& stack : vectors) stack.unsafeGetTensorImpl()->set_sizes_and_strides(stack.sizes(), columns(stack));
+    const SharedRoom of_values(stacks, [](std::int64_t n) { return n; });
+    const SharedRoom of_vectors(stacks, [](std::int64_t n) { return n * n; });
+    solve([&](std::size_t i) { return of_values.part(i); }, [&](std::size_t i) { return of_vectors.part(i); });
+    for (std::size_t i = 0; i < stacks.size(); ++i) {  // while a GPU is at work
+      const std::int64_t n = stacks[i].size(0);
+      values.push_back(of_values.tensor(i, {n}, {1}));
+      vectors.push_back(of_vectors.tensor(i, {n, n}, {1, std::max<std::int64_t>(n, 1)}));
+    }
   } else {
     for (const at::Tensor& stack : stacks) {
       values.push_back(at::empty(stack.sizes().slice(0, stack.dim() - 1), stack.options()));
       vectors.push_back(at::empty_strided(stack.sizes(), columns(stack), stack.options()));
     }
+    solve([&](std::size_t i) { return values[i].mutable_data_ptr(); },
+          [&](std::size_t i) { return vectors[i].mutable_data_ptr(); });
   }
-  for (std::size_t i = 0; i < stacks.size(); ++i) {
-    add_problems(stacks[i], values[i], vectors[i], code + problems.size(), problems);
-  }
-  execute(device, [&](const Execution& execution) { kernel(problems.data(), count, execution); });
   std::vector<std::int64_t> left;
   for (std::int64_t i = 0; device.is_cpu() && i < count; ++i) {
     if (code[i] == kNotAccurate) left.push_back(i);

@@ -34,7 +34,8 @@ void linear_second_moment_(const at::Tensor& x, const at::Tensor& g, double alph
 /// left for another solver. Only a CPU's are listed: nothing waits for another device.
 using EighResult = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor, std::vector<std::int64_t>>;
 
-/// Where the results of several stacks go: each into memory of its own, or, where all are of one type, into that of all.
+/// Where the results of several stacks go: each into memory of its own, or, where all are matrices of one type, into that
+/// of all.
 enum class Room { kOwn, kShared };
 
 EighResult eigh(const std::vector<at::Tensor>& stacks, Room room = Room::kOwn);

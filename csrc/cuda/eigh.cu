@@ -1,5 +1,5 @@
 // A block owns a matrix of at most 64 rows, in its shared memory from reading it to writing its eigenvectors.
-// A thread owns a component of all eigenvectors, in registers, and turns the entries that some pairs of rows share.
+// A thread owns some entries of the eigenvectors, in registers, and turns the entries that some pairs of rows share.
 // Few matrices are bound by the latency of a round, some 2·n rounds times sweeps; many by shared memory and arithmetic alike.
 
 #include <algorithm>
@@ -23,6 +23,16 @@ struct Run {
   std::int32_t size, first;
 };
 
+constexpr int kFewRuns = 63;  // what 4 KB of parameters hold
+
+/// The runs of a launch: few are parameters of the kernel, many lie in memory.
+struct Runs {
+  const Run* many;
+  int count;
+  Run few[kFewRuns];
+};
+static_assert(sizeof(Runs) <= 4096);
+
 template <class T>
 struct Problem {
   int size;
@@ -32,13 +42,13 @@ struct Problem {
   std::int32_t* code;
 };
 
-/// Problem `number` of the launch: of the last run that starts no later. Every warp looks for itself.
+/// Problem `number` of the launch: of the last run that starts no later.
 template <class T>
-__device__ Problem<T> find_problem(const Run* runs, int count, int number, int lane) {
-  int found = -1;
-  for (int i = 0; i < count; i += 32) {
-    const bool earlier = i + lane < count && runs[i + lane].first <= number;
-    found += __popc(__ballot_sync(0xFFFFFFFF, earlier));
+__device__ Problem<T> find_problem(const Run* runs, int count, int number) {
+  int found = 0;
+  for (int end = count; end - found > 1;) {
+    const int middle = (found + end) / 2;
+    (runs[middle].first <= number ? found : end) = middle;
   }
   const Run& run = runs[found];
   const std::int64_t place = number - run.first, n = run.size;
@@ -64,28 +74,23 @@ struct Scaling {
 template <class T>
 struct Workspace {
   T* numbers;  ///< the matrix by places, twice; then Vᵀ (n, stride)
-  Rotation<T>* rotations;
   T* values;
   Probing<T> probing;
   T *ranks, *signs;
 
-  static __host__ __device__ int size(int order) { return order * (order + 1) + (6 + 2 * kProbes) * order; }
+  static __host__ __device__ int size(int order) { return order * (order + 1) + (2 + 4 * kProbes) * order; }
 
   __device__ explicit Workspace(int order) : numbers(shared_memory<T>()) {
     T* free = numbers + order * (order + 1);
-    const auto take = [&] { return (free += order) - order; };
-    rotations = reinterpret_cast<Rotation<T>*>(take());
-    take();
-    values = take();
-    for (int p = 0; p < kProbes; ++p) {
-      probing.signs[p] = take();
-      probing.images[p] = take();
-    }
-    probing.residuals = take();
-    probing.skews = take();
-    probing.squares = take();
-    ranks = probing.signs[0];
-    signs = probing.images[0];
+    const auto take = [&](int rows) { return (free += rows * order) - rows * order; };
+    values = take(1);
+    probing.signs = take(kProbes);
+    probing.images = take(kProbes);
+    probing.residuals = take(kProbes);
+    probing.skews = take(kProbes);
+    probing.squares = take(1);
+    ranks = probing.signs;
+    signs = probing.images;
   }
 };
 
@@ -97,16 +102,27 @@ __device__ void fail(const Problem<T>& problem, EighCode code) {
   if (rank == 0) *problem.code = code;
 }
 
-/// Copies the lower triangle, and zeros for a row that makes the order even, to their slots.
+/// Copies the lower triangle, and zeros for a row that makes the order even, to their slots. Some loads are under way at
+/// once.
 template <class T, int Warps>
 __device__ void read_lower(const Problem<T>& problem, Seating seating, T* numbers) {
+  constexpr int kAtOnce = 8;
   const int n = problem.size, order = 2 * seating.half;
   const bool along_rows = problem.column_stride <= problem.row_stride;
-  for (int outer = Team<Warps>::warp(); outer < order; outer += Warps) {
+  for (int begin = Team<Warps>::warp(); begin < order; begin += kAtOnce * Warps) {
     for (int inner = Team<Warps>::lane(); inner < order; inner += 32) {
-      const int i = along_rows ? outer : inner, j = along_rows ? inner : outer;
-      if (j > i) continue;
-      numbers[seating.slot(i, j)] = i < n ? problem.matrix[i * problem.row_stride + j * problem.column_stride] : T(0);
+      T found[kAtOnce];
+      const auto each = [&](const auto& visit) {
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) {
+          const int outer = begin + u * Warps, i = along_rows ? outer : inner, j = along_rows ? inner : outer;
+          if (j <= i && i < order) visit(i, j, found[u]);
+        }
+      };
+      each([&](int i, int j, T& x) {
+        x = i < n ? __ldg(problem.matrix + i * problem.row_stride + j * problem.column_stride) : T(0);
+      });
+      each([&](int i, int j, T x) { numbers[seating.slot(i, j)] = x; });
     }
   }
 }
@@ -142,13 +158,15 @@ __device__ void write(const Problem<T>& problem, const Workspace<T>& space, int 
   const int n = problem.size, lane = Team<Warps>::lane();
   for (int k = Team<Warps>::rank(); k < n; k += Team<Warps>::kThreads) {
     const T value = space.values[k], *const row = space.numbers + k * stride;
-    int rank = 0, largest = 0;
+    int rank = 0;
+    T largest = 0;
     for (int i = 0; i < n; ++i) {
-      rank += space.values[i] < value || (space.values[i] == value && i < k);
-      if (fabs(row[i]) > fabs(row[largest])) largest = i;
+      const T other = space.values[i], x = row[i];
+      rank += other < value || (other == value && i < k);
+      if (fabs(x) > fabs(largest)) largest = x;
     }
     space.ranks[k] = static_cast<T>(rank);
-    space.signs[k] = row[largest] < 0 ? T(-1) : T(1);
+    space.signs[k] = largest < 0 ? T(-1) : T(1);
     problem.values[rank] = up(value) + T(0);  // −0 becomes 0
   }
   Team<Warps>::sync();
@@ -160,9 +178,11 @@ __device__ void write(const Problem<T>& problem, const Workspace<T>& space, int 
 }
 
 template <class T, int Pairs, int Warps>
-__global__ void __launch_bounds__(32 * Warps, 1) eigh_kernel(const Run* runs, int count) {
+__global__ void __launch_bounds__(32 * Warps, 1) eigh_kernel(const __grid_constant__ Runs runs) {
   const int rank = Team<Warps>::rank(), lane = Team<Warps>::lane();
-  const Problem<T> problem = find_problem<T>(runs, count, static_cast<int>(blockIdx.x), lane);
+  const int number = static_cast<int>(blockIdx.x);
+  const Problem<T> problem = runs.count <= kFewRuns ? find_problem<T>(runs.few, runs.count, number)
+                                                    : find_problem<T>(runs.many, runs.count, number);
   const int n = problem.size;
   if (n > 2 * Pairs) return fail<T, Warps>(problem, kNotAccurate);
   if (n == 0) {
@@ -183,19 +203,19 @@ __global__ void __launch_bounds__(32 * Warps, 1) eigh_kernel(const Run* runs, in
   for (int i = rank; i < seating.size(); i += Team<Warps>::kThreads) space.numbers[i] = down(space.numbers[i]);
   Team<Warps>::sync();
 
-  Components<T, Pairs> own;
+  Components<T, Pairs, Warps> own;
   const T threshold = negligible(space.numbers, seating, n, lane);
-  const auto found = diagonalise<T, Pairs, Warps>(seating, n, threshold, space.numbers, space.rotations, own);
+  const auto found = diagonalise(seating, threshold, space.numbers, own);
   for (int k = rank; k < n; k += Team<Warps>::kThreads) space.values[k] = found.numbers[seating.diagonal() + k];
   Team<Warps>::sync();
   const int stride = n | 1;  // columns without bank conflicts
-  if (rank < n) own.store(n, seating.half, rank, stride, space.numbers);
+  own.store(n, seating.half, stride, space.numbers);
   Team<Warps>::sync();
 
   const auto entry = [&](int i, int j) {
-    return down(problem.matrix[max(i, j) * problem.row_stride + min(i, j) * problem.column_stride]);
+    return down(__ldg(problem.matrix + max(i, j) * problem.row_stride + min(i, j) * problem.column_stride));
   };
-  if (!certificate<T, Warps>(n, entry, space.values, space.numbers, stride, space.probing)) {
+  if (!certificate<T, Pairs, Warps>(n, entry, space.values, space.numbers, stride, space.probing)) {
     return fail<T, Warps>(problem, kNotAccurate);
   }
   bool fits = true;
@@ -245,12 +265,18 @@ std::vector<TypedRun> find_runs(const EighProblem* problems, std::int64_t count)
   return runs;
 }
 
-Run* store(const std::vector<Run>& runs, const Execution& run) {
+Runs listed(const std::vector<Run>& runs, const Execution& run) {
+  Runs list{nullptr, static_cast<int>(runs.size()), {}};
+  if (list.count <= kFewRuns) {
+    std::copy(runs.begin(), runs.end(), list.few);
+    return list;
+  }
   Table table;
   table.add(runs);
   void* const stored = (*run.scratch)(table.bytes());
   table.send(stored, run);
-  return static_cast<Run*>(stored);
+  list.many = static_cast<const Run*>(stored);
+  return list;
 }
 
 /// Solves runs of one type, none larger than the first, in one launch.
@@ -265,8 +291,7 @@ void solve(const std::vector<TypedRun>& chosen, const Execution& run) {
   }
   const int largest = std::min(2 * Pairs, runs.front().size), numbers = Workspace<T>::size(largest + largest % 2);
   const Grid grid{static_cast<unsigned>(blocks), 32 * Warps, static_cast<std::size_t>(numbers) * sizeof(T)};
-  launch(eigh_kernel<T, Pairs, Warps>, grid, run, static_cast<const Run*>(store(runs, run)),
-         static_cast<int>(runs.size()));
+  launch(eigh_kernel<T, Pairs, Warps>, grid, run, listed(runs, run));
 }
 
 /// Few matrices share a launch, each with several warps; of many, each that fits gets one warp.

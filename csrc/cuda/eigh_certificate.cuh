@@ -29,59 +29,62 @@ __device__ T sum(const T* x, int count, int lane) {
   return own;
 }
 
-/// What certificate() works with, (n) each.
+/// What certificate() works with, (kProbes, n) each but for squares (n).
 template <class T>
 struct Probing {
-  T *signs[kProbes], *images[kProbes], *residuals, *skews, *squares;
+  T *signs, *images, *residuals, *skews, *squares;
 };
 
 /// Whether ‖AV − VΛ‖ ≤ 8·n·eps·‖A‖ and ‖VᵀV − 1‖ ≤ 8·n·eps, estimated: ‖Ez‖² averages to ‖E‖² over vectors z of random
-/// signs. entry(i, j) is A's; vectors_t (n, n) has rows `stride` apart. The first barrier is the caller's.
-template <class T, int Warps, class Entry>
+/// signs. entry(i, j) is A's; vectors_t (n, n) has rows `stride` apart, n ≤ 2·Pairs. A thread has a row and some of the
+/// probes. The first barrier is the caller's.
+template <class T, int Pairs, int Warps, class Entry>
 __device__ bool certificate(int n, const Entry& entry, const T* values, const T* vectors_t, int stride,
                             const Probing<T>& probing) {
-  constexpr int kThreads = Team<Warps>::kThreads;
-  const int rank = Team<Warps>::rank(), lane = Team<Warps>::lane();
-  for (int k = rank; k < n; k += kThreads) {
-    for (int p = 0; p < kProbes; ++p) probing.signs[p][k] = probe_sign<T>(k, p);
+  constexpr int kRows = 2 * Pairs, kOwn = kProbes * kRows / Team<Warps>::kThreads;
+  static_assert(kOwn * Team<Warps>::kThreads == kProbes * kRows);
+  const int lane = Team<Warps>::lane(), i = Team<Warps>::rank() % kRows;
+  const int first = Team<Warps>::rank() / kRows * kOwn, own = first * n;  // probe, and where its numbers begin
+  if (i < n) {
+    for (int p = 0; p < kOwn; ++p) probing.signs[own + p * n + i] = probe_sign<T>(i, first + p);
   }
   Team<Warps>::sync();
 
-  for (int i = rank; i < n; i += kThreads) {  // V·z
-    T image[kProbes] = {};
+  if (i < n) {  // V·z
+    T image[kOwn] = {};
     for (int k = 0; k < n; ++k) {
       const T x = vectors_t[k * stride + i];
-      for (int p = 0; p < kProbes; ++p) image[p] = fma(x, probing.signs[p][k], image[p]);
+      for (int p = 0; p < kOwn; ++p) image[p] = fma(x, probing.signs[own + p * n + k], image[p]);
     }
-    for (int p = 0; p < kProbes; ++p) probing.images[p][i] = image[p];
+    for (int p = 0; p < kOwn; ++p) probing.images[own + p * n + i] = image[p];
   }
   Team<Warps>::sync();
 
-  for (int i = rank; i < n; i += kThreads) {
-    T residual[kProbes] = {}, skew[kProbes] = {}, square = 0;
+  if (i < n) {
+    T residual[kOwn] = {}, skew[kOwn] = {}, square = 0;
+#pragma unroll 4
     for (int j = 0; j < n; ++j) {
       const T a = entry(i, j), x = vectors_t[j * stride + i] * values[j], y = vectors_t[i * stride + j];
       square = fma(a, a, square);
-      for (int p = 0; p < kProbes; ++p) {
-        residual[p] = fma(a, probing.images[p][j], residual[p]);
-        residual[p] = fma(-x, probing.signs[p][j], residual[p]);
-        skew[p] = fma(y, probing.images[p][j], skew[p]);
+      for (int p = 0; p < kOwn; ++p) {
+        const T image = probing.images[own + p * n + j];
+        residual[p] = fma(a, image, residual[p]);
+        residual[p] = fma(-x, probing.signs[own + p * n + j], residual[p]);
+        skew[p] = fma(y, image, skew[p]);
       }
     }
-    T residual_square = 0, skew_square = 0;
-    for (int p = 0; p < kProbes; ++p) {
-      const T off = skew[p] - probing.signs[p][i];
-      residual_square = fma(residual[p], residual[p], residual_square);
-      skew_square = fma(off, off, skew_square);
+    for (int p = 0; p < kOwn; ++p) {
+      const T off = skew[p] - probing.signs[own + p * n + i];
+      probing.residuals[own + p * n + i] = residual[p] * residual[p];
+      probing.skews[own + p * n + i] = off * off;
     }
-    probing.residuals[i] = residual_square;
-    probing.skews[i] = skew_square;
-    probing.squares[i] = square;
+    if (first == 0) probing.squares[i] = square;
   }
   Team<Warps>::sync();
 
   const T gate = static_cast<T>(8 * n) * kEpsilon<T>, most = gate * gate * kProbes;
-  return sum(probing.residuals, n, lane) <= most * sum(probing.squares, n, lane) && sum(probing.skews, n, lane) <= most;
+  return sum(probing.residuals, kProbes * n, lane) <= most * sum(probing.squares, n, lane) &&
+         sum(probing.skews, kProbes * n, lane) <= most;
 }
 
 }  // namespace eigendamage::cuda

@@ -47,33 +47,56 @@ struct Seating {
 
   /// Where the entry of two places is kept.
   __device__ int slot(int a, int b) const {
-    const int k = a < half ? a : a - half, l = b < half ? b : b - half;
-    if (k == l) return a == b ? diagonal() + a : pairs() + k;
-    if (k > l) return slot_of(b, l, a, k);
-    return slot_of(a, k, b, l);
-  }
-
- private:
-  __device__ int slot_of(int a, int k, int b, int l) const {
-    const int plane = (a < half ? 0 : 2) + (b < half ? 0 : 1);
-    return plane * crossings() + l * (l - 1) / 2 + k;
+    const int k = a < half ? a : a - half, l = b < half ? b : b - half, first = min(k, l), second = max(k, l);
+    const bool first_far = (k < l ? a : b) >= half, second_far = (k < l ? b : a) >= half;
+    const int crossing = (2 * first_far + second_far) * crossings() + second * (second - 1) / 2 + first;
+    return k != l ? crossing : a == b ? diagonal() + a : pairs() + k;
   }
 };
 
 template <class T>
 constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
 template <class T>
+constexpr T kSmallest = std::numeric_limits<T>::min();
+template <class T>
 constexpr T kLargest = std::numeric_limits<T>::max();
 template <class T>
 constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
 
-inline __device__ float reciprocal_root(float x) { return rsqrtf(x); }
+// Approximations, up to two units in the last place off. Floats are normal numbers here: nothing is spent on others.
+#ifdef __CUDACC__
+inline __device__ float reciprocal_root(float x) {
+  float root;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+}
+inline __device__ float reciprocal(float x) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  return inverse;
+}
+#else  // as far off, and to one side, as a GPU's may be
+inline float reciprocal_root(float x) { return rsqrtf(x) * (1 + kEpsilon<float>); }
+inline float reciprocal(float x) { return 1 / x * (1 + kEpsilon<float>); }
+#endif
 inline __device__ double reciprocal_root(double x) { return rsqrt(x); }
-inline __device__ float quotient(float x, float y) { return __fdividef(x, y); }
-inline __device__ double quotient(double x, double y) { return x / y; }
+inline __device__ double reciprocal(double x) { return 1 / x; }
+
+/// exchange(x) of every number of a struct of numbers. The stand-in runtime exchanges structs as well, and faster.
+template <class T, class Numbers, class Exchange>
+__device__ Numbers exchanged(Numbers x, const Exchange& exchange) {
+#ifdef __CUDACC__
+  T* const numbers = reinterpret_cast<T*>(&x);
+#pragma unroll
+  for (unsigned i = 0; i < sizeof x / sizeof(T); ++i) numbers[i] = exchange(numbers[i]);
+  return x;
+#else
+  return exchange(x);
+#endif
+}
 
 template <class T>
-struct alignas(2 * sizeof(T)) Rotation {
+struct Rotation {
   T c, s;
 
   /// (x, y) becomes (c·x − s·y, s·x + c·y).
@@ -82,13 +105,19 @@ struct alignas(2 * sizeof(T)) Rotation {
     y = fma(c, y, s * x);
     x = turned;
   }
+
+  /// What another lane of the same `width` lanes has.
+  __device__ Rotation of(int lane, int width) const {
+    return exchanged<T>(*this, [=](auto x) { return __shfl_sync(0xFFFFFFFF, x, lane, width); });
+  }
 };
 
-/// The tangent of the angle that makes the symmetric matrix (x, a; a, y) diagonal, of two at most 45° away.
+/// The tangent of the angle that makes the symmetric matrix (x, a; a, y) diagonal, of two at most 45° away. What is added
+/// to the square is lost in it unless a = 0, and then nothing turns.
 template <class T>
 __device__ T tangent(T x, T a, T y) {
-  const T d = y - x, twice = 2 * a, square = fma(d, d, twice * twice);
-  return quotient(twice, d + copysign(square * reciprocal_root(square), d));
+  const T d = y - x, twice = 2 * a, square = fma(d, d, fma(twice, twice, kSmallest<T>));
+  return twice * reciprocal(d + copysign(square * reciprocal_root(square), d));
 }
 
 /// Its rotation. One Newton step on an approximate root keeps the length of what is turned; it starts from the product's
@@ -101,44 +130,56 @@ __device__ Rotation<T> rotation(T t) {
   return {c, t * c};
 }
 
-/// One component of all eigenvectors, by places: what a thread owns of V.
-template <class T, int Pairs>
+/// What a thread owns of V: of some components, the entries at two opposite places. The threads are in groups of `Pairs`
+/// lanes, a lane for each pair; the first group has components 0, kGroups, 2·kGroups, …
+template <class T, int Pairs, int Warps>
 struct Components {
-  T near[Pairs], far[Pairs];
+  static constexpr int kGroups = Team<Warps>::kThreads / Pairs, kEach = 2 * Pairs / kGroups;
+  struct Entries {
+    T of[kEach];
+  } near, far;
 
-  /// Row `rank` of the identity.
-  __device__ void start(int half, int rank) {
+  static __device__ int pair() { return Team<Warps>::rank() % Pairs; }
+  static __device__ int component(int i) { return Team<Warps>::rank() / Pairs + i * kGroups; }
+
+  /// What move() makes the identity of.
+  __device__ void start(Seating seating) {
+    const int to_near = seating.next(pair()), to_far = seating.next(pair() + seating.half);
 #pragma unroll
-    for (int k = 0; k < Pairs; ++k) {
-      near[k] = T(k == rank ? 1 : 0);
-      far[k] = T(k + half == rank ? 1 : 0);
+    for (int i = 0; i < kEach; ++i) {
+      near.of[i] = T(to_near == component(i) ? 1 : 0);
+      far.of[i] = T(to_far == component(i) ? 1 : 0);
     }
   }
 
-  /// Turns pairs First ≤ k < Last and moves them on. `moving` goes from one part to the next.
-  template <int First, int Last>
-  __device__ void turn(int half, const Rotation<T>* rotations, T& moving) {
+  __device__ void turn(const Rotation<T>& rotation) {
 #pragma unroll
-    for (int k = First; k < Last; ++k) {
-      if (k < half) {
-        T x = near[k], y = far[k];
-        rotations[k].turn(x, y);
-        near[k] = k == 0 ? x : moving;
-        if (k > 0) far[k - 1] = y;
-        moving = k == 0 ? y : x;
-        if (k + 1 == half) far[k] = moving;
-      }
+    for (int i = 0; i < kEach; ++i) rotation.turn(near.of[i], far.of[i]);
+  }
+
+  /// By a chair.
+  __device__ void move(int half) {
+    const bool first = pair() == 0, last = pair() == half - 1;
+    Entries up;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) up.of[i] = first ? far.of[i] : near.of[i];
+    const Entries from_below = exchanged<T>(up, [](auto x) { return __shfl_up_sync(0xFFFFFFFF, x, 1, Pairs); });
+    const Entries from_above = exchanged<T>(far, [](auto x) { return __shfl_down_sync(0xFFFFFFFF, x, 1, Pairs); });
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      near.of[i] = first ? near.of[i] : from_below.of[i];
+      far.of[i] = last ? up.of[i] : from_above.of[i];
     }
   }
 
-  /// Writes them to column `rank` of Vᵀ (n, stride).
-  __device__ void store(int n, int half, int rank, int stride, T* vectors_t) const {
+  /// Writes them to Vᵀ (n, stride).
+  __device__ void store(int n, int half, int stride, T* vectors_t) const {
+    const int near_place = pair(), far_place = pair() + half;
 #pragma unroll
-    for (int k = 0; k < Pairs; ++k) {
-      if (k < half) {
-        vectors_t[k * stride + rank] = near[k];
-        if (k + half < n) vectors_t[(k + half) * stride + rank] = far[k];
-      }
+    for (int i = 0; i < kEach; ++i) {
+      if (near_place >= half || component(i) >= n) continue;
+      vectors_t[near_place * stride + component(i)] = near.of[i];
+      if (far_place < n) vectors_t[far_place * stride + component(i)] = far.of[i];
     }
   }
 };
@@ -161,30 +202,28 @@ __device__ bool any_above(const T* numbers, int count, T threshold, int lane) {
 }
 
 /// Turns pairs of rows whose entry is above the threshold, sweep by sweep, until none is. `numbers` holds the matrix by
-/// places, its second half and `rotations` (2, half) are workspace; thread `rank` < n is left with component `rank` of the
-/// eigenvectors. The first barrier is the caller's.
+/// places, its second half is workspace; `own` becomes the thread's part of the eigenvectors. The first barrier is the
+/// caller's.
 ///
-/// A round has two steps with a barrier after each. First some threads find the rotation of a pair each. Then each thread
-/// turns what some two pairs have in common, and puts it where the pairs sit next, in the other copy. Threads that own
-/// components apply the rotations of the round before, half of them in either step.
+/// A round ends with its only barrier. Every group of lanes finds all rotations for itself, a lane one. Then each thread
+/// turns what some two pairs have in common, and puts it where the pairs sit next, in the other copy. Nobody waits for the
+/// eigenvectors: they turn while the barrier is, and move on while the next rotations are found.
 template <class T, int Pairs, int Warps>
-__device__ Diagonalised<T> diagonalise(Seating seating, int n, T threshold, T* numbers, Rotation<T>* rotations,
-                                       Components<T, Pairs>& own) {
-  constexpr int kOwners = 2 * Pairs, kThreads = Team<Warps>::kThreads, kAside = kThreads > kOwners ? kOwners : 0;
-  constexpr int kTurners = kThreads - kAside, kCrossings = Pairs * (Pairs - 1) / 2;
-  constexpr int kEach = (kCrossings + kTurners - 1) / kTurners;
+__device__ Diagonalised<T> diagonalise(Seating seating, T threshold, T* numbers, Components<T, Pairs, Warps>& own) {
+  constexpr int kThreads = Team<Warps>::kThreads, kCrossings = Pairs * (Pairs - 1) / 2;
+  constexpr int kEach = (kCrossings + kThreads - 1) / kThreads;
 
-  const int half = seating.half, crossings = seating.crossings(), rank = Team<Warps>::rank(), turner = rank - kAside;
+  const int half = seating.half, crossings = seating.crossings(), rank = Team<Warps>::rank();
   const int pairs = seating.pairs(), diagonal = seating.diagonal();
-  const bool finds = turner >= 0 && turner < half;
-  const int place = finds ? turner : 0, opposite = place + half;
+  const int place = min(own.pair(), half - 1), opposite = place + half;
   const int to_near = seating.next(place), to_far = seating.next(opposite), to_pair = seating.slot(to_near, to_far);
 
-  int first[kEach] = {}, second[kEach] = {}, to[kEach][4] = {};  // pairs k < l; new slots of what they have in common
+  int at[kEach] = {}, first[kEach] = {}, second[kEach] = {}, to[kEach][4] = {};  // pairs k < l; slots before and after
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    int k = turner + i * kTurners, l = 1;
-    if (turner < 0 || k >= crossings) continue;
+    int k = rank + i * kThreads, l = 1;
+    if (k >= crossings) continue;
+    at[i] = k;
     for (; k >= l; ++l) k -= l;
     first[i] = k;
     second[i] = l;
@@ -195,39 +234,32 @@ __device__ Diagonalised<T> diagonalise(Seating seating, int n, T threshold, T* n
   }
 
   T *from = numbers, *next = numbers + seating.size();
-  Rotation<T>*found = rotations, *applied = rotations + half;
   int sweeps = 0;
-  own.start(half, rank);
+  own.start(seating);
   for (; sweeps < kMaxSweeps && any_above(from, diagonal, threshold, Team<Warps>::lane()); ++sweeps) {
     for (int round = 0; round < seating.rounds(); ++round) {
-      if (finds) {
-        const T x = from[diagonal + place], a = from[pairs + place], y = from[diagonal + opposite];
-        const bool turns = fabs(a) > threshold;
-        const T t = turns ? tangent(x, a, y) : T(0);
-        const Rotation<T> made = rotation(t);
-        found[place] = made;
+      own.move(half);
+      const T x = from[diagonal + place], a = from[pairs + place], y = from[diagonal + opposite];
+      const bool turns = fabs(a) > threshold;
+      const T steepest = tangent(x, a, y), t = turns ? steepest : T(0);
+      if (rank < half) {
         next[diagonal + to_near] = fma(-t, a, x);
         next[diagonal + to_far] = fma(t, a, y);
         next[to_pair] = turns ? T(0) : a;
       }
-      const bool turns_own = rank < n && sweeps + round > 0;
-      T moving = 0;
-      if (turns_own) own.template turn<0, Pairs / 2>(half, applied, moving);
-      Team<Warps>::sync();
-
-      if (turns_own) own.template turn<Pairs / 2, Pairs>(half, applied, moving);
-
+      const Rotation<T> found = rotation(t);
+      own.turn(found);
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
-        const int crossing = turner + i * kTurners;
-        if (turner < 0 || crossing >= crossings) continue;
-        const T* const at = from + crossing;
-        T x = at[0], y = at[crossings], z = at[2 * crossings], w = at[3 * crossings];
-        const Rotation<T> across = found[first[i]], along = found[second[i]];
+        if (i > 0 && i * kThreads >= crossings) continue;
+        const T* const old = from + at[i];
+        T x = old[0], y = old[crossings], z = old[2 * crossings], w = old[3 * crossings];
+        const Rotation<T> across = found.of(first[i], Pairs), along = found.of(second[i], Pairs);
         across.turn(x, z);
         across.turn(y, w);
         along.turn(x, y);
         along.turn(z, w);
+        if (rank + i * kThreads >= crossings) continue;
         next[to[i][0]] = x;
         next[to[i][1]] = y;
         next[to[i][2]] = z;
@@ -238,13 +270,9 @@ __device__ Diagonalised<T> diagonalise(Seating seating, int n, T threshold, T* n
       T* const old = from;
       from = next;
       next = old;
-      Rotation<T>* const used = applied;
-      applied = found;
-      found = used;
     }
   }
-  T moving = 0;
-  if (rank < n && sweeps > 0) own.template turn<0, Pairs>(half, applied, moving);
+  own.move(half);
   return {from, sweeps};
 }
 

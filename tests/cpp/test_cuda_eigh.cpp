@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -109,36 +110,70 @@ __global__ void sweeps_kernel(Trial<T>* trial) {
   const int n = trial->n;
   const cuda::Seating seating{(n + 1) / 2};
   T* const numbers = cuda::shared_memory<T>();
-  auto* const rotations = reinterpret_cast<cuda::Rotation<T>*>(numbers + 2 * seating.size());
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2 * seating.half; ++i) {
       for (int j = 0; j <= i; ++j) numbers[seating.slot(i, j)] = i < n ? trial->a[i * n + j] : T(0);
     }
   }
   cuda::Team<Warps>::sync();
-  cuda::Components<T, Pairs> own;
-  const int sweeps = cuda::diagonalise<T, Pairs, Warps>(seating, n, trial->threshold, numbers, rotations, own).sweeps;
+  cuda::Components<T, Pairs, Warps> own;
+  const int sweeps = cuda::diagonalise(seating, trial->threshold, numbers, own).sweeps;
   if (threadIdx.x == 0) trial->sweeps = sweeps;
 }
 
-template <class T, int Warps>
+constexpr int kRounds = 70;
+
+/// Rounds that turn every pair by given angles, and Vᵀ by places after them.
+template <class T>
+struct Dance {
+  int half, rounds;
+  cuda::Rotation<T> rotations[kRounds][kWidest / 2];
+  T vectors_t[kWidest * kWidest];
+};
+
+template <class T, int Pairs, int Warps>
+__global__ void dance_kernel(Dance<T>* dance) {
+  const int half = dance->half;
+  cuda::Components<T, Pairs, Warps> own;
+  own.start(cuda::Seating{half});
+  for (int round = 0; round < dance->rounds; ++round) {
+    own.move(half);
+    own.turn(dance->rotations[round][min(own.pair(), half - 1)]);
+  }
+  own.move(half);
+  own.store(2 * half, half, kWidest, dance->vectors_t);
+}
+
+template <class T, int Pairs, int Warps>
 __global__ void certificate_kernel(Trial<T>* trial) {
   const int n = trial->n;
   T* free = cuda::shared_memory<T>();
-  const auto take = [&] { return (free += n) - n; };
-  const cuda::Probing<T> probing{
-      {take(), take(), take(), take()}, {take(), take(), take(), take()}, take(), take(), take()};
+  const auto take = [&](int rows) { return (free += rows * n) - rows * n; };
+  constexpr int kProbes = cuda::kProbes;
+  const cuda::Probing<T> probing{take(kProbes), take(kProbes), take(kProbes), take(kProbes), take(1)};
   const auto entry = [&](int i, int j) { return trial->a[max(i, j) * n + min(i, j)]; };
-  const bool holds = cuda::certificate<T, Warps>(n, entry, trial->values, trial->vectors_t, n, probing);
+  const bool holds = cuda::certificate<T, Pairs, Warps>(n, entry, trial->values, trial->vectors_t, n, probing);
   if (threadIdx.x == 0) trial->holds = holds;
 }
 
-template <class T>
-void run(void (*kernel)(Trial<T>*), Trial<T>& trial, unsigned threads) {
+template <class Told>
+void run(void (*kernel)(Told*), Told& told, unsigned threads) {
   on_device([&](DeviceRun& device) {
     cuda::launch(kernel, cuda::Grid{1, threads, 40 << 10}, device.execution(),
-                 static_cast<Trial<T>*>(device.output(&trial, sizeof trial)));
+                 static_cast<Told*>(device.output(&told, sizeof told)));
   });
+}
+
+/// Sets trial.holds; a warp may work alone on up to 32 rows.
+template <class T>
+void certify(Trial<T>& trial, bool alone) {
+  if (trial.n > 32) {
+    run(certificate_kernel<T, 32, 8>, trial, 256);
+  } else if (alone) {
+    run(certificate_kernel<T, 16, 1>, trial, 32);
+  } else {
+    run(certificate_kernel<T, 16, 4>, trial, 128);
+  }
 }
 
 }  // namespace
@@ -304,6 +339,16 @@ TEST(stacks_repeated_matrices_and_long_lists_are_solved) {
   }
 }
 
+TEST(as_many_different_matrices_as_a_kernel_has_parameters_for_are_solved_and_more) {
+  for (const std::int64_t count : {63, 64}) {
+    Random random(12);
+    std::vector<Problem<float>> problems;
+    for (std::int64_t i = 0; i < count; ++i) problems.emplace_back(1 + i % 3, Kind::kNormal, 1, 1, random);
+    solve(problems, kMany);
+    for (const Problem<float>& problem : problems) CHECK(problem.fault().empty(), problem.fault());
+  }
+}
+
 TEST(a_dozen_sweeps_suffice) {
   for_both_types([]<class T>(T, const std::string& name) {
     Random random(8);
@@ -325,6 +370,53 @@ TEST(a_dozen_sweeps_suffice) {
           run(sweeps_kernel<T, 32, 8>, trial, 256);
         }
         CHECK(trial.sweeps <= 12, name + ", n = " + std::to_string(n) + ": " + std::to_string(trial.sweeps));
+      }
+    }
+  });
+}
+
+TEST(eigenvectors_follow_their_rows_around_the_table) {
+  for_both_types([]<class T>(T, const std::string& name) {
+    Random random(11);
+    for (const int half : {1, 2, 3, 7, 16, 17, 31, 32}) {
+      for (const int rounds : {0, 1, 2, 2 * half - 1, kRounds}) {
+        Dance<T> given{};
+        given.half = half;
+        given.rounds = rounds;
+        std::vector<std::vector<T>> rows(at(2 * half), std::vector<T>(at(2 * half)));  // of Vᵀ
+        for (int i = 0; i < 2 * half; ++i) rows[at(i)][at(i)] = 1;
+        for (int round = 0; round < rounds; ++round) {
+          for (int k = 0; k < half; ++k) {
+            const T sine = static_cast<T>(pick(random, -1, 1));  // of no turn or a quarter
+            given.rotations[round][k] = {1 - sine * sine, sine};
+            for (int i = 0; i < 2 * half; ++i) {
+              T &near = rows[at(k)][at(i)], &far = rows[at(half + k)][at(i)];
+              if (sine != 0) near = -sine * std::exchange(far, sine * near);
+            }
+          }
+          std::vector<std::vector<T>> moved = rows;  // 0 stays; 1 … half − 1, 2·half − 1 … half, and 1 again
+          for (int place = 1; place < 2 * half; ++place) {
+            const int to = place == half ? 1 : place > half ? place - 1 : place + 1 < half ? place + 1 : 2 * half - 1;
+            moved[at(to)] = rows[at(place)];
+          }
+          rows = moved;
+        }
+        const auto check = [&](auto kernel, unsigned threads) {
+          Dance<T> dance = given;
+          run(kernel, dance, threads);
+          bool same = true;
+          for (int place = 0; place < 2 * half; ++place) {
+            for (int i = 0; i < 2 * half; ++i) {
+              same &= dance.vectors_t[place * kWidest + i] == rows[at(place)][at(i)];
+            }
+          }
+          CHECK(same, name + ", " + std::to_string(half) + " pairs, " + std::to_string(rounds) + " rounds, " +
+                          std::to_string(threads) + " threads");
+        };
+        check(dance_kernel<T, 32, 8>, 256);
+        if (half > 16) continue;
+        check(dance_kernel<T, 16, 4>, 128);
+        check(dance_kernel<T, 16, 1>, 32);
       }
     }
   });
@@ -379,9 +471,31 @@ TEST(the_certificate_is_near_its_gate) {
               for (int j = 0; j < n; ++j) trial.vectors_t[i * n + j] = T(i == j) + (of_values ? 0 : noise(1.0 / n));
               if (of_values) trial.values[i] += noise(1);  // norm √n relative to ‖A‖ = √n
             }
-            run(certificate_kernel<T, 4>, trial, 128);
+            certify(trial, repeat % 2 == 0);
             CHECK(trial.holds == (size < 1),
                   name + ", n = " + std::to_string(n) + ", " + std::to_string(size) + (of_values ? " values" : ""));
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(no_error_of_two_columns_hides_from_all_probes) {
+  for_both_types([]<class T>(T, const std::string& name) {
+    for (const int n : {12, 50}) {
+      for (const bool alone : {true, false}) {
+        for (const int k : {1, 2, 3, n - 1}) {
+          for (const T sign : {T(1), T(-1)}) {  // V = 1 + δ·(e₀ ± eₖ)(e₀ ± eₖ)ᵀ, A = Λ = 1
+            Trial<T> trial{};
+            trial.n = n;
+            for (int i = 0; i < n; ++i) trial.a[i * n + i] = trial.values[i] = trial.vectors_t[i * n + i] = 1;
+            const T delta = static_cast<T>(40 * n) * cuda::kEpsilon<T>;
+            for (const int i : {0, k}) trial.vectors_t[i * n + i] += delta;
+            trial.vectors_t[k] = trial.vectors_t[k * n] = sign * delta;
+            certify(trial, alone);
+            CHECK(!trial.holds,
+                  name + ", n = " + std::to_string(n) + ", " + std::to_string(k) + (sign < 0 ? " −" : " +"));
           }
         }
       }
