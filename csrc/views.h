@@ -6,6 +6,10 @@ namespace eigendamage {
 
 enum class ScalarType : std::uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
+constexpr std::int64_t bytes_of(ScalarType type) {
+  return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
+}
+
 /// A batch of images (N, C, H, W) with any strides, in elements. A matrix of rows is the case H = W = 1.
 struct ImageView {
   const void* data;

@@ -1,10 +1,14 @@
 #include "covariances.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
 
 #include "../lag_form/plan.h"
 #include "panels.h"
 #include "simd.h"
+#include "spectral.h"
 
 namespace eigendamage::cpu {
 namespace {
@@ -56,35 +60,103 @@ void sum_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeom
       {simd, plan, tiling, *packer, x.batch, update, out, threads(plan, tiling, x.batch, run, tuning), tuning.limits});
 }
 
-/// Whether sharing the Grams of lags takes less time than writing out the patches. Counted in multiply-adds: packing a
-/// pixel's number costs about as much as kPackPixel of them, a patch's kPackPatch, adding up a number of the output kAdd,
-/// and planning what is shared kPlan for each pair of pairs of offsets, were there only one image. A plan of more than
-/// kMostTerms would take too much memory.
-template <class T>
-bool lags_pay(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry, const Tiling& channels,
-              const Tiling& patch) {
-  constexpr double kPackPixel = 16, kPackPatch = 24, kAdd = 4, kPlan = 4000, kBoxPositions = 4096, kMostTerms = 1 << 20;
-  const auto side = [&](const Tiling& tiling) {  // of the Gram of a bundle, in whole vectors
-    const std::int64_t used = tiling.bundle_groups * tiling.channels + tiling.constant;
-    return static_cast<double>((used + simd.lanes - 1) / simd.lanes * simd.lanes);
-  };
-  const auto numbers = [](const Tiling& tiling) { return static_cast<double>(tiling.channels_per_position()); };
-  const auto images = static_cast<double>(std::max<std::int64_t>(1, x.batch));
-  const auto pixels = images * static_cast<double>(x.height * x.width);
-  const auto outputs = images * static_cast<double>(geometry.vertical.output * geometry.horizontal.output);
-  const auto offsets = static_cast<double>(geometry.vertical.kernel * geometry.horizontal.kernel);
+const GradientKernels<float>& products(const PanelKernels<float>&) { return instruction_set().single_gradients; }
+const GradientKernels<double>& products(const PanelKernels<double>&) { return instruction_set().double_gradients; }
+const SpectralKernels<float>& spectral(const PanelKernels<float>&) { return instruction_set().single_spectral; }
+const SpectralKernels<double>& spectral(const PanelKernels<double>&) { return instruction_set().double_spectral; }
 
-  const double triangle =
-      static_cast<double>(patch.bundles) * side(patch) * (side(patch) + static_cast<double>(simd.lanes)) / 2;
-  const double direct = outputs * (triangle + kPackPatch * numbers(patch)), plan = kPlan * offsets * offsets;
-  if (direct < plan) return false;
-  const LagWork lag = lag_work(geometry, x.height, x.width);
-  if (lag.terms > kMostTerms) return false;
-  const double square = static_cast<double>(channels.bundles) * side(channels) * side(channels) / 2;
-  return plan + images * lag.positions * square + kPackPixel * pixels * numbers(channels) +
-             kAdd * pixels / kBoxPositions * lag.terms * square <=
-         direct;
+/// A batch of images at a time; one that the spectral form refuses is summed in lag form.
+template <class T>
+void sum_patches_by_spectra(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry,
+                            const Tiling& tiling, const Update& update, const FactorView& out, const Execution& run,
+                            const Tuning& tuning) {
+  const SpectralPlan plan = spectral_plan(geometry, x.height, x.width);
+  Update now = update;
+  for (const Range& images : split(x.batch, images_together<T>(plan, tiling, tuning.spectra))) {
+    ImageView some = x;
+    some.batch = images.size();
+    some.data = static_cast<const char*>(x.data) + images.begin * x.batch_stride * bytes_of(x.type);
+    if (!sum_spectra<T>({simd, products(simd), spectral(simd), plan, tiling, some, now, out, *run.parallel_for})) {
+      sum_pixels(simd, some, patch_plan(geometry, x.height, x.width), tiling.constant, now, out, run, tuning);
+    }
+    now.beta = 1;
+  }
 }
+
+/// What the forms of a patch covariance cost, in multiply-adds: packing a pixel's number costs about as much as kPackPixel of
+/// them, a patch's kPackPatch, transforming a pixel's kTransform and one more for every line and column, adding up a number of
+/// the output kAdd, planning what is shared kPlan for each pair of pairs of offsets, were there only one image, and a sine and a
+/// cosine kSine. Products of short lists are slower than those of long ones.
+template <class T>
+class Costs {
+ public:
+  Costs(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry, const Tiling& channels,
+        const Tiling& patch, const Tuning& tuning)
+      : simd_(simd), x_(x), geometry_(geometry), channels_(channels), patch_(patch), tuning_(tuning) {
+    images_ = static_cast<double>(std::max<std::int64_t>(1, x.batch));
+    pixels_ = images_ * static_cast<double>(x.height * x.width);
+    square_ = static_cast<double>(channels.bundles) * side(channels) * side(channels) / 2;
+    plan_ = kPlan * static_cast<double>(geometry.vertical.kernel * geometry.horizontal.kernel) *
+            static_cast<double>(geometry.vertical.kernel * geometry.horizontal.kernel);
+  }
+
+  PatchForm cheapest() const {
+    const double direct = this->direct();
+    if (direct < plan_) return PatchForm::kDirect;
+    const double lags = this->lags(), spectra = lags < kLittle ? kNever : this->spectra();
+    if (std::min(lags, spectra) > direct) return PatchForm::kDirect;
+    return lags <= spectra ? PatchForm::kLags : PatchForm::kSpectral;
+  }
+
+ private:
+  static constexpr double kPackPixel = 16, kPackPatch = 24, kTransform = 90, kAdd = 4, kPlan = 4000, kSine = 3000;
+  static constexpr double kShortList = 1.5, kBoxPositions = 4096;
+  static constexpr double kLittle = 1e7;         // too little work for spectra to save much
+  static constexpr double kMostTerms = 1 << 20;  // a plan of more would take too much memory
+  static constexpr double kNever = std::numeric_limits<double>::infinity();
+
+  /// Of the Gram of a bundle, in whole vectors.
+  double side(const Tiling& tiling) const {
+    const std::int64_t used = tiling.bundle_groups * tiling.channels + tiling.constant;
+    return static_cast<double>((used + simd_.lanes - 1) / simd_.lanes * simd_.lanes);
+  }
+  static double numbers(const Tiling& tiling) { return static_cast<double>(tiling.channels_per_position()); }
+
+  double direct() const {
+    const double outputs = images_ * static_cast<double>(geometry_.vertical.output * geometry_.horizontal.output);
+    const double triangle =
+        static_cast<double>(patch_.bundles) * side(patch_) * (side(patch_) + static_cast<double>(simd_.lanes)) / 2;
+    return outputs * (triangle + kPackPatch * numbers(patch_));
+  }
+
+  double lags() const {
+    const LagWork lag = lag_work(geometry_, x_.height, x_.width);
+    if (lag.terms > kMostTerms) return kNever;
+    return plan_ + images_ * lag.positions * square_ + kPackPixel * pixels_ * numbers(channels_) +
+           kAdd * std::max(1.0, pixels_ / kBoxPositions) * lag.terms * square_;
+  }
+
+  double spectra() const {
+    const std::optional<SpectralWork> work = spectral_work(geometry_, x_.height, x_.width);
+    if (!work || work->terms > kMostTerms) return kNever;
+    const double rows = static_cast<double>(x_.height + geometry_.vertical.dilation * (geometry_.vertical.kernel - 1));
+    const double columns =
+        static_cast<double>(x_.width + geometry_.horizontal.dilation * (geometry_.horizontal.kernel - 1));
+    const double area = rows * columns;
+    const double image = numbers(channels_) * (area + work->border) * sizeof(T);
+    const double batches = std::ceil(images_ * image / static_cast<double>(tuning_.spectra));
+    const double transform = (kPackPixel + kTransform + rows + columns) * pixels_ * numbers(channels_);
+    const double products = images_ * (2 * area + kShortList * work->border) * square_;
+    return plan_ + kSine * area + transform + products + batches * (area * work->lags + kAdd * work->terms) * square_;
+  }
+
+  const PanelKernels<T>& simd_;
+  const ImageView& x_;
+  const ConvGeometry& geometry_;
+  const Tiling &channels_, &patch_;
+  const Tuning& tuning_;
+  double images_, pixels_, square_, plan_;
+};
 
 }  // namespace
 
@@ -113,15 +185,18 @@ void channel_covariance(const ImageView& image, const ConvGeometry& window, cons
 void patch_covariance(const ImageView& image, const ConvGeometry& window, bool bias, const Update& update,
                       const FactorView& out, const Execution& run, const Tuning& tuning) {
   ConvGeometry geometry = window;
-  const ImageView x = read_by(image, geometry);
+  const ImageView x = reached_by(read_by(image, geometry), geometry);
   dispatch(x, [&](const auto& simd) {
     const Tiling channels = tile_channels(simd, out.groups, x.channels / out.groups, bias, true);
     const Tiling patch = tile_channels(simd, out.groups, out.size - bias, bias, false);
-    if (tuning.form == PatchForm::kLags ||
-        (tuning.form == PatchForm::kCheaper && lags_pay(simd, x, geometry, channels, patch))) {
-      sum_pixels(simd, x, patch_plan(geometry, x.height, x.width), bias, update, out, run, tuning);
-    } else {
+    const PatchForm form =
+        tuning.form == PatchForm::kCheaper ? Costs(simd, x, geometry, channels, patch, tuning).cheapest() : tuning.form;
+    if (form == PatchForm::kSpectral && spectral_work(geometry, x.height, x.width)) {
+      sum_patches_by_spectra(simd, x, geometry, channels, update, out, run, tuning);
+    } else if (form == PatchForm::kDirect) {
       sum_patches(simd, x, geometry, patch, update, out, run, tuning);
+    } else {
+      sum_pixels(simd, x, patch_plan(geometry, x.height, x.width), bias, update, out, run, tuning);
     }
   });
 }

@@ -5,13 +5,14 @@
 
 namespace eigendamage::cpu {
 
-enum class PatchForm { kCheaper, kLags, kDirect };
+enum class PatchForm { kCheaper, kLags, kDirect, kSpectral };
 
 /// Choices that change no result but for rounding. Tests force them.
 struct Tuning {
   PatchForm form = PatchForm::kCheaper;
-  Limits limits;
+  Limits limits = {};
   double alone = 4e6;  ///< multiply-adds that the calling thread does by itself: others take as long to wake up
+  std::int64_t spectra = 20 << 20;  ///< bytes of spectra, shared by the threads
 };
 
 /// As in kernels.h.

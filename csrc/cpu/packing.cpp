@@ -12,10 +12,6 @@ constexpr std::int64_t kTaskPositions = 4096;
 constexpr std::int64_t kMaxOffset = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kStaged = 16384;  // numbers that a task stages, at most but for one row of outputs
 
-std::int64_t bytes_of(ScalarType type) {
-  return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
-}
-
 template <class T>
 constexpr bool is_own_type(ScalarType type) {
   return type == (sizeof(T) == 8 ? ScalarType::kFloat64 : ScalarType::kFloat32);

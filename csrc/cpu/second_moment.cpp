@@ -42,10 +42,6 @@ bool lanes_pay(const PanelKernels<T>& simd, std::int64_t offsets, std::int64_t g
   return in_lanes < offsets * groups * outputs * filled(simd, inputs * bundled);
 }
 
-std::int64_t bytes_of(ScalarType type) {
-  return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
-}
-
 /// Channel n of every group.
 ImageView of_every_group(ImageView image, std::int64_t n, std::int64_t groups) {
   image.data = static_cast<const char*>(image.data) + n * image.channel_stride *

@@ -11,6 +11,7 @@
 #include "eigh/lanes.h"
 #include "eigh/triangle.h"
 #include "gradients.h"
+#include "spectral_kernels.h"
 
 namespace eigendamage::cpu {
 
@@ -79,6 +80,8 @@ struct InstructionSet {
   PanelKernels<double> double_precision;
   GradientKernels<float> single_gradients;
   GradientKernels<double> double_gradients;
+  SpectralKernels<float> single_spectral;
+  SpectralKernels<double> double_spectral;
   EighKernels<float> single_eigh;
   EighKernels<double> double_eigh;
   GroupSolver<float> single_groups;

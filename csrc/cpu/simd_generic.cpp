@@ -9,6 +9,7 @@
 #include "eigh/lanes_text.h"
 #include "eigh/triangle_text.h"
 #include "gradients_text.h"
+#include "spectral_text.h"
 
 namespace eigendamage::cpu {
 
@@ -18,6 +19,8 @@ const InstructionSet kGeneric{
     generic::kPanelKernels<double>,
     generic::kGradientKernels<float>,
     generic::kGradientKernels<double>,
+    generic::kSpectralKernels<float>,
+    generic::kSpectralKernels<double>,
     generic::kEighKernels<float>,
     generic::kEighKernels<double>,
     generic::group::kGroupSolver<float>,

@@ -12,6 +12,7 @@
 #include "eigh/lanes_text.h"
 #include "eigh/triangle_text.h"
 #include "gradients_text.h"
+#include "spectral_text.h"
 
 namespace eigendamage::cpu {
 
@@ -21,6 +22,8 @@ const InstructionSet kX86V2{
     v2::kPanelKernels<double>,
     v2::kGradientKernels<float>,
     v2::kGradientKernels<double>,
+    v2::kSpectralKernels<float>,
+    v2::kSpectralKernels<double>,
     v2::kEighKernels<float>,
     v2::kEighKernels<double>,
     v2::group::kGroupSolver<float>,

@@ -12,6 +12,7 @@
 #include "eigh/lanes_text.h"
 #include "eigh/triangle_text.h"
 #include "gradients_text.h"
+#include "spectral_text.h"
 
 namespace eigendamage::cpu {
 
@@ -21,6 +22,8 @@ const InstructionSet kX86V3{
     v3::kPanelKernels<double>,
     v3::kGradientKernels<float>,
     v3::kGradientKernels<double>,
+    v3::kSpectralKernels<float>,
+    v3::kSpectralKernels<double>,
     v3::kEighKernels<float>,
     v3::kEighKernels<double>,
     v3::group::kGroupSolver<float>,

@@ -12,6 +12,7 @@
 #include "eigh/lanes_text.h"
 #include "eigh/triangle_text.h"
 #include "gradients_text.h"
+#include "spectral_text.h"
 
 namespace eigendamage::cpu {
 
@@ -21,6 +22,8 @@ const InstructionSet kX86V4{
     v4::kPanelKernels<double>,
     v4::kGradientKernels<float>,
     v4::kGradientKernels<double>,
+    v4::kSpectralKernels<float>,
+    v4::kSpectralKernels<double>,
     v4::kEighKernels<float>,
     v4::kEighKernels<double>,
     v4::group::kGroupSolver<float>,

@@ -26,9 +26,13 @@ Window window(const ConvAxis& axis, std::int64_t size, std::int64_t i, std::int6
   return {i, j, lo, std::max(lo, hi)};
 }
 
-AxisGroup cut(std::int64_t lag, std::int64_t residue, std::int64_t stride, const std::vector<Window>& windows) {
+/// The segments cover the windows and `more`.
+AxisGroup cut(std::int64_t lag, std::int64_t residue, std::int64_t stride, const std::vector<Window>& windows,
+              const std::vector<Window>& more) {
+  std::vector<Window> covered = windows;
+  covered.insert(covered.end(), more.begin(), more.end());
   std::vector<std::int64_t> ends;
-  for (const Window& w : windows) {
+  for (const Window& w : covered) {
     if (w.lo == w.hi) continue;
     ends.push_back(w.lo);
     ends.push_back(w.hi);
@@ -40,9 +44,8 @@ AxisGroup cut(std::int64_t lag, std::int64_t residue, std::int64_t stride, const
   std::map<std::int64_t, std::int64_t> segment_from, segment_to;  // by first line, by line after the last
   for (std::size_t e = 0; e + 1 < ends.size(); ++e) {
     const std::int64_t lo = ends[e], hi = ends[e + 1];
-    const bool covered =
-        std::any_of(windows.begin(), windows.end(), [&](const Window& w) { return w.lo <= lo && hi <= w.hi; });
-    if (!covered) continue;
+    const auto covers = [&](const Window& w) { return w.lo <= lo && hi <= w.hi; };
+    if (std::none_of(covered.begin(), covered.end(), covers)) continue;
     const auto index = static_cast<std::int64_t>(group.segments.size());
     segment_from[lo] = index;
     segment_to[hi] = index + 1;
@@ -55,9 +58,7 @@ AxisGroup cut(std::int64_t lag, std::int64_t residue, std::int64_t stride, const
   return group;
 }
 
-}  // namespace
-
-std::vector<AxisGroup> axis_groups(const ConvAxis& axis, std::int64_t size) {
+std::vector<AxisGroup> groups_of(const ConvAxis& axis, std::int64_t size, bool whole) {
   std::map<std::pair<std::int64_t, std::int64_t>, std::vector<Window>> classes;
   for (std::int64_t i = 0; i < axis.kernel; ++i) {
     const std::int64_t start = axis.dilation * i - axis.pad;
@@ -67,8 +68,21 @@ std::vector<AxisGroup> axis_groups(const ConvAxis& axis, std::int64_t size) {
     }
   }
   std::vector<AxisGroup> groups;
-  for (const auto& [key, windows] : classes) groups.push_back(cut(key.first, key.second, axis.stride, windows));
+  for (const auto& [key, windows] : classes) {
+    const auto [lag, residue] = key;
+    std::vector<Window> all;
+    if (whole) all.push_back({0, 0, std::max<std::int64_t>(0, -lag), std::min(size, size - lag)});
+    groups.push_back(cut(lag, residue, axis.stride, windows, all));
+  }
   return groups;
+}
+
+}  // namespace
+
+std::vector<AxisGroup> axis_groups(const ConvAxis& axis, std::int64_t size) { return groups_of(axis, size, false); }
+
+std::vector<AxisGroup> whole_axis_groups(const ConvAxis& axis, std::int64_t size) {
+  return groups_of(axis, size, true);
 }
 
 }  // namespace eigendamage

@@ -31,4 +31,8 @@ struct AxisGroup {
 /// All kernel² ordered offset pairs of an axis over an image of `size` lines; pairs that never meet have begin = end.
 std::vector<AxisGroup> axis_groups(const ConvAxis& axis, std::int64_t size);
 
+/// The same of a stride of 1, but that the segments of a lag are all lines from which it stays inside the image, whether a
+/// window reaches them or not.
+std::vector<AxisGroup> whole_axis_groups(const ConvAxis& axis, std::int64_t size);
+
 }  // namespace eigendamage

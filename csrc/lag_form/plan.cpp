@@ -1,8 +1,7 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <map>
-
-#include "lags.h"
 
 namespace eigendamage {
 namespace {
@@ -52,6 +51,8 @@ void add_group(Plan& plan, const AxisGroup& v, const AxisGroup& h, std::int64_t 
   plan.groups.push_back(group);
 }
 
+}  // namespace
+
 Plan empty_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width, std::int64_t offsets) {
   Plan plan{};
   plan.height = height;
@@ -59,10 +60,12 @@ Plan empty_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t 
   plan.offsets = offsets;
   plan.blocks.resize(static_cast<std::size_t>(offsets * offsets));
   plan.outputs = geometry.vertical.output * geometry.horizontal.output;
+  if (offsets > 1) {
+    plan.reach_down = geometry.vertical.dilation * (geometry.vertical.kernel - 1);
+    plan.reach_right = geometry.horizontal.dilation * (geometry.horizontal.kernel - 1);
+  }
   return plan;
 }
-
-}  // namespace
 
 Plan dense_plan(std::int64_t height, std::int64_t width) {
   return patch_plan({{1, 1, 0, 1, height}, {1, 1, 0, 1, width}}, height, width);
@@ -99,20 +102,8 @@ Plan channel_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_
 
 Plan patch_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width) {
   Plan plan = empty_plan(geometry, height, width, geometry.vertical.kernel * geometry.horizontal.kernel);
-  plan.reach_down = geometry.vertical.dilation * (geometry.vertical.kernel - 1);
-  plan.reach_right = geometry.horizontal.dilation * (geometry.horizontal.kernel - 1);
-  const std::vector<AxisGroup> vertical = axis_groups(geometry.vertical, height);
-  const std::vector<AxisGroup> horizontal = axis_groups(geometry.horizontal, width);
-  for (const int wanted : {-1, 0, 1}) {
-    if (wanted == 0) plan.zero_lag.begin = count(plan.groups);
-    for (const AxisGroup& v : vertical) {
-      for (const AxisGroup& h : horizontal) {
-        const std::int64_t lag = v.lag != 0 ? v.lag : h.lag;
-        if ((lag > 0) - (lag < 0) == wanted) add_group(plan, v, h, geometry.horizontal.kernel);
-      }
-    }
-    if (wanted == 0) plan.zero_lag.end = count(plan.groups);
-  }
+  add_lags(plan, axis_groups(geometry.vertical, height), axis_groups(geometry.horizontal, width),
+           [&](const AxisGroup& v, const AxisGroup& h) { add_group(plan, v, h, geometry.horizontal.kernel); });
   return plan;
 }
 
@@ -127,6 +118,15 @@ LagWork lag_work(const ConvGeometry& geometry, std::int64_t height, std::int64_t
   };
   const LagWork v = axis_work(geometry.vertical, height), h = axis_work(geometry.horizontal, width);
   return {v.positions * h.positions, v.terms * h.terms};
+}
+
+ImageView reached_by(ImageView x, const ConvGeometry& geometry) {
+  const auto end = [](const ConvAxis& axis, std::int64_t size) {
+    return std::min(size, axis.stride * (axis.output - 1) + axis.dilation * (axis.kernel - 1) - axis.pad + 1);
+  };
+  if (geometry.vertical.output > 0) x.height = std::max<std::int64_t>(0, end(geometry.vertical, x.height));
+  if (geometry.horizontal.output > 0) x.width = std::max<std::int64_t>(0, end(geometry.horizontal, x.width));
+  return x;
 }
 
 ImageView read_by(ImageView x, ConvGeometry& geometry) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../views.h"
+#include "lags.h"
 
 namespace eigendamage {
 
@@ -49,6 +50,25 @@ struct Plan {
   std::vector<Range> blocks;        ///< of the terms of (k1, k2), at k1·K + k2
 };
 
+/// A plan with its grid and its blocks, all of them empty yet.
+Plan empty_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width, std::int64_t offsets);
+
+/// add(v, h) for every pair of groups of the two axes, which adds a lag group to the plan: in the order of a plan's groups.
+template <class Add>
+void add_lags(Plan& plan, const std::vector<AxisGroup>& vertical, const std::vector<AxisGroup>& horizontal,
+              const Add& add) {
+  for (const int wanted : {-1, 0, 1}) {
+    if (wanted == 0) plan.zero_lag.begin = static_cast<std::int64_t>(plan.groups.size());
+    for (const AxisGroup& v : vertical) {
+      for (const AxisGroup& h : horizontal) {
+        const std::int64_t lag = v.lag != 0 ? v.lag : h.lag;
+        if ((lag > 0) - (lag < 0) == wanted) add(v, h);
+      }
+    }
+    if (wanted == 0) plan.zero_lag.end = static_cast<std::int64_t>(plan.groups.size());
+  }
+}
+
 /// Σ over all positions of the grid.
 Plan dense_plan(std::int64_t height, std::int64_t width);
 
@@ -63,6 +83,9 @@ struct LagWork {
   double positions, terms;
 };
 LagWork lag_work(const ConvGeometry& geometry, std::int64_t height, std::int64_t width);
+
+/// Leaves out the last lines and columns of x that no window reaches.
+ImageView reached_by(ImageView x, const ConvGeometry& geometry);
 
 /// Leaves of x only what is read along an axis on which the kernel has one offset, and which no window leaves.
 ImageView read_by(ImageView x, ConvGeometry& geometry);

@@ -20,10 +20,6 @@ namespace {
 
 constexpr double kGap = 12345;
 
-std::size_t bytes_of(ScalarType type) {
-  return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
-}
-
 std::uint16_t to_half(double value) {
   const auto sign = static_cast<std::uint16_t>(std::signbit(value) << 15);
   if (std::isnan(value)) return sign | 0x7e00;
@@ -68,7 +64,7 @@ Images::Images(const Shape& s, ScalarType type, Layout layout)
     elements = 1 + (s.batch - 1) * v.batch_stride + (s.channels - 1) * v.channel_stride +
                (s.height - 1) * v.height_stride + (s.width - 1) * v.width_stride;
   }
-  storage_.resize(static_cast<std::size_t>(elements) * bytes_of(type));
+  storage_.resize(static_cast<std::size_t>(elements) * static_cast<std::size_t>(bytes_of(type)));
   view_.data = storage_.data();
 }
 
@@ -84,14 +80,15 @@ void Images::store(std::size_t index, double value) {
 }
 
 void Images::fill_integers(Random& random) {
-  for (std::size_t i = 0; i < storage_.size() / bytes_of(view_.type); ++i) {
+  for (std::size_t i = 0; i < storage_.size() / static_cast<std::size_t>(bytes_of(view_.type)); ++i) {
     store(i, static_cast<double>(pick(random, -4, 4)));
   }
 }
 
 void Images::fill_normal(Random& random, double mean) {
   std::normal_distribution<double> normal(mean, 1.0);
-  for (std::size_t i = 0; i < storage_.size() / bytes_of(view_.type); ++i) store(i, normal(random));
+  for (std::size_t i = 0; i < storage_.size() / static_cast<std::size_t>(bytes_of(view_.type)); ++i)
+    store(i, normal(random));
 }
 
 void Images::set(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, double value) {

@@ -47,7 +47,7 @@ TEST(results_do_not_depend_on_the_number_of_threads) {
         check_threads(x.view(), groups, each, [&](const FactorView& out, const Execution& run) {
           cpu::channel_covariance(x.view(), geometry, update, out, run, {cpu::PatchForm::kCheaper, limits, 0});
         });
-        for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect}) {
+        for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect, cpu::PatchForm::kSpectral}) {
           check_threads(x.view(), groups, each * 9 + 1, [&](const FactorView& out, const Execution& run) {
             cpu::patch_covariance(x.view(), geometry, true, update, out, run, {form, limits, 0});
           });
