@@ -278,13 +278,14 @@ void Spectra<T>::subtract_border(const PanelPair& pair, std::int64_t g, T* sums)
   const bool upper = pair.i == pair.j && g == plan().zero_lag.begin;
   const std::int64_t line = images() * width_, columns = p_.tiling.panel_channels(pair.bundle, pair.j);
   const T *a = border(panel(pair, pair.i)), *b = border(panel(pair, pair.j));
+  Ahead none;
   for (std::int64_t slot = group(g).slots.begin; slot < group(g).slots.end; ++slot) {
     bool fresh = true;
     for (const BorderRun& run : p_.plan.runs[static_cast<std::size_t>(slot)]) {
       for (std::int64_t p = 0; p < run.count * images(); p += kListed, fresh = false) {
         const Run listed{p, std::min(kListed, run.count * images() - p), 1};
         p_.simd.gram(a + run.a * line, b + run.b * line, width_, &listed, 1, {0, channels(pair, pair.i)}, columns,
-                     upper, static_cast<T>(-area_), fresh, sums + slot * slot_size());
+                     upper, static_cast<T>(-area_), fresh, sums + slot * slot_size(), none);
       }
     }
   }
