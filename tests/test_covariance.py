@@ -197,6 +197,28 @@ def call(request: pytest.FixtureRequest) -> Any:
     return lambda x, module=ops, **more: getattr(module, op)(x, *args, **kwargs, **more)
 
 
+SPECTRAL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "5×5": ((16, 64, 12, 12), {"kernel_size": 5, "padding": 2}),
+    "3×3, groups, bias": ((24, 80, 15, 17), {"kernel_size": 3, "padding": 1, "groups": 2, "bias": True}),
+    "one axis": ((16, 48, 9, 31), {"kernel_size": (1, 7), "padding": (0, 3), "bias": True}),
+    "dilated, not padded": ((24, 64, 20, 18), {"kernel_size": 3, "dilation": 2}),
+}
+
+
+@on_each_device
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", SPECTRAL)
+@pytest.mark.parametrize("content", ["normal", "activations", "smooth"])
+def test_large_enough_to_be_summed_by_spectra(name: str, content: str, layout: str) -> None:
+    shape, geometry = SPECTRAL[name]
+    x = torch.randn(shape)
+    if content == "activations":
+        x = (x + 2).relu()  # all of a sum has one sign
+    if content == "smooth":
+        x = torch.nn.functional.avg_pool2d(x, 5, stride=1, padding=2)  # a few frequencies hold all
+    check("patch_covariance", LAYOUTS[layout](x), **geometry)
+
+
 @on_each_device
 def test_out_is_updated(call: Any) -> None:
     x = torch.randn(3, 6, 8, 8)

@@ -67,7 +67,7 @@ class Spectra {
   void add_products(const PanelPair& pair, const Range& frequencies, T* products, bool first, T* lags) const;
   void split_lags(const PanelPair& pair, const T* lags, T* sums) const;
   void mirror_lags(T* sums) const;
-  void add_constant(const PanelPair& pair, T* sums) const;
+  void set_constant(const Task& task, T* sums) const;
   void subtract_border(const PanelPair& pair, std::int64_t group, T* sums) const;
   void write(const PanelPair& pair, const T* sums) const;
 
@@ -189,7 +189,7 @@ void Spectra<T>::copy_border(std::int64_t panel, const Range& images, const T* p
 template <class T>
 void Spectra<T>::add_products(const PanelPair& pair, const Range& frequencies, T* products, bool first, T* lags) const {
   const std::int64_t rows = channels(pair, pair.i), lanes = p_.simd.lanes;
-  const std::int64_t columns = p_.tiling.panel_channels(pair.bundle, pair.j);  // 0 is summed up for the constant
+  const std::int64_t columns = p_.tiling.panel_channels(pair.bundle, pair.j);
   const std::int64_t tile = slot_size();
   const bool upper = pair.i == pair.j;
   for (std::int64_t f = frequencies.begin; f < frequencies.end; ++f) {
@@ -260,16 +260,17 @@ void Spectra<T>::correlate(const PanelPair& pair, const Range& frequencies, T* s
   if (pair.i == pair.j && width_ > p_.simd.lanes) mirror_lags(sums);
 }
 
-/// The sum of every channel, where the panel has the constant.
+/// The sum of every channel, where the panel has the constant: all of it in the slice with the mean's frequency.
 template <class T>
-void Spectra<T>::add_constant(const PanelPair& pair, T* sums) const {
+void Spectra<T>::set_constant(const Task& task, T* sums) const {
+  const PanelPair& pair = task.pair;
   const std::int64_t constant = p_.tiling.constant_place(pair.bundle, pair.j);
   const T* line = spectrum(panel(pair, pair.i), frequencies_.count() - 1);
   for (std::int64_t r = 0; r < channels(pair, pair.i); ++r) {
     double sum = 0;
     for (std::int64_t n = 0; n < images(); ++n) sum += static_cast<double>(line[n * 2 * width_ + r]);
     sums[plan().zero_lag.begin * slot_size() + r * width_ + constant] =
-        static_cast<T>(sum * static_cast<double>(area_));
+        task.slice + 1 == slices_ ? static_cast<T>(sum * static_cast<double>(area_)) : T(0);
   }
 }
 
@@ -302,7 +303,7 @@ void Spectra<T>::add_up(const Task& task, T* scratch, T* slice_sums, T* sums) co
   } else {
     correlate(pair, {begin, end}, scratch, slice_sums);
   }
-  if (slice + 1 == slices_ && p_.tiling.constant_place(pair.bundle, pair.j) >= 0) add_constant(pair, slice_sums);
+  if (p_.tiling.constant_place(pair.bundle, pair.j) >= 0) set_constant(task, slice_sums);
   const Range groups = needed_groups(pair);
   for (std::int64_t g = groups.begin; g < groups.end; ++g) {
     if (g % slices_ == slice) subtract_border(pair, g, sums);

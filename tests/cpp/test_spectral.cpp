@@ -241,9 +241,11 @@ TEST(wide_panels_and_several_batches_of_images_agree) {
   const ConvGeometry geometry{{3, 1, 1, 1, 6}, {3, 1, 1, 1, 7}};
   for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
     cpu::force_instruction_set(*set);
-    for (const std::int64_t channels : {64, 70}) {
+    for (const auto& [channels, layout] : {std::tuple<std::int64_t, testing::Layout>{64, testing::Layout::kPlanes},
+                                           {70, testing::Layout::kPlanes},
+                                           {20, testing::Layout::kTransposed}}) {
       Random random(4);
-      Images x({9, channels, 6, 7}, ScalarType::kFloat32, testing::Layout::kPlanes);
+      Images x({9, channels, 6, 7}, ScalarType::kFloat32, layout);
       x.fill_normal(random, 0.5);
       const Case c{x.view(), geometry, 1, true};
       const std::vector<double> expected = reference::patch_covariance(x.view(), geometry, 1, true);
