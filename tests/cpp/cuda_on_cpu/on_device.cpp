@@ -23,10 +23,6 @@ void require(cudaError_t status, const char* call) {
   if (status != cudaSuccess) throw Fault(std::string(call) + " failed: " + cudaGetErrorString(status));
 }
 
-std::size_t bytes_of(ScalarType type) {
-  return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
-}
-
 struct Extent {
   std::int64_t count, stride;
 };
@@ -38,7 +34,7 @@ std::size_t bytes_reached(ScalarType type, std::initializer_list<Extent> axes) {
     if (axis.count == 0) return 0;
     elements += (axis.count - 1) * axis.stride;
   }
-  return static_cast<std::size_t>(elements) * bytes_of(type);
+  return static_cast<std::size_t>(elements * bytes_of(type));
 }
 
 }  // namespace
