@@ -65,22 +65,15 @@ const GradientKernels<double>& products(const PanelKernels<double>&) { return in
 const SpectralKernels<float>& spectral(const PanelKernels<float>&) { return instruction_set().single_spectral; }
 const SpectralKernels<double>& spectral(const PanelKernels<double>&) { return instruction_set().double_spectral; }
 
-/// A batch of images at a time; one that the spectral form refuses is summed in lag form.
 template <class T>
 void sum_patches_by_spectra(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry,
                             const Tiling& tiling, const Update& update, const FactorView& out, const Execution& run,
                             const Tuning& tuning) {
-  const SpectralPlan plan = spectral_plan(geometry, x.height, x.width);
-  Update now = update;
-  for (const Range& images : split(x.batch, images_together<T>(plan, tiling, tuning.spectra))) {
-    ImageView some = x;
-    some.batch = images.size();
-    some.data = static_cast<const char*>(x.data) + images.begin * x.batch_stride * bytes_of(x.type);
-    if (!sum_spectra<T>({simd, products(simd), spectral(simd), plan, tiling, some, now, out, *run.parallel_for})) {
-      sum_pixels(simd, some, patch_plan(geometry, x.height, x.width), tiling.constant, now, out, run, tuning);
-    }
-    now.beta = 1;
-  }
+  const auto by_lags = [&](const ImageView& some, const Update& now) {
+    sum_pixels(simd, some, patch_plan(geometry, x.height, x.width), tiling.constant, now, out, run, tuning);
+  };
+  sum_spectra<T>({simd, products(simd), spectral(simd), spectral_plan(geometry, x.height, x.width), tiling, x, update,
+                  out, *run.parallel_for, tuning.spectra, by_lags});
 }
 
 /// What the forms of a patch covariance cost, in multiply-adds: packing a pixel's number costs about as much as kPackPixel of

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <optional>
 #include <vector>
 
 #include "fourier.h"
@@ -43,7 +44,7 @@ template <class T>
 class Spectra {
  public:
   explicit Spectra(const SpectralProblem<T>& problem);
-  bool run();
+  void run();
 
  private:
   struct Task {
@@ -70,10 +71,11 @@ class Spectra {
   void set_constant(const Task& task, T* sums) const;
   void subtract_border(const PanelPair& pair, std::int64_t group, T* sums) const;
   void write(const PanelPair& pair, const T* sums) const;
+  bool sum_batch();
 
   const Plan& plan() const { return p_.plan.plan; }
   const LagGroup& group(std::int64_t g) const { return plan().groups[static_cast<std::size_t>(g)]; }
-  std::int64_t images() const { return p_.x.batch; }
+  std::int64_t images() const { return x_.batch; }
   std::int64_t positive_lags() const { return count(plan().groups) - plan().zero_lag.begin; }
   std::int64_t slot_size() const { return width_ * width_ + kMaxLanes; }
   std::int64_t lag_row() const { return 2 * lag_lines_ * 2 * p_.simd.lanes; }  ///< of all lags' cosines, then sines
@@ -96,8 +98,9 @@ class Spectra {
   const std::int64_t width_, area_;
   const Frequencies frequencies_;
   const Fourier<T> fourier_;
-  const OutputWriter<T> writer_;
-  std::int64_t lag_lines_, slices_ = 1;
+  ImageView x_;  ///< the batch at hand
+  std::optional<OutputWriter<T>> writer_;
+  std::int64_t together_, lag_lines_, slices_ = 1;
   std::vector<T> cosines_, sines_;  ///< (frequencies, lag_lines_): of the positive lags, with the weight of a frequency
   std::vector<PanelPair> pairs_;
   Buffer<T> spectra_, border_;
@@ -109,8 +112,7 @@ Spectra<T>::Spectra(const SpectralProblem<T>& problem)
       width_(p_.tiling.width),
       area_(p_.plan.rows * p_.plan.columns),
       frequencies_(p_.plan.rows, p_.plan.columns),
-      fourier_(p_.spectral, p_.simd.tile_rows, plan().height, plan().width, p_.plan.rows, p_.plan.columns),
-      writer_(p_.simd, plan(), p_.tiling, {p_.update.alpha / static_cast<double>(area_), p_.update.beta}, p_.out) {
+      fourier_(p_.spectral, p_.simd.tile_rows, plan().height, plan().width, p_.plan.rows, p_.plan.columns) {
   const std::int64_t rows = p_.plan.rows, columns = p_.plan.columns;
   lag_lines_ = (positive_lags() + p_.simd.tile_rows - 1) / p_.simd.tile_rows * p_.simd.tile_rows;
   cosines_.resize(static_cast<std::size_t>(frequencies_.count() * lag_lines_));
@@ -143,15 +145,19 @@ Spectra<T>::Spectra(const SpectralProblem<T>& problem)
   const std::int64_t wanted = std::min((kTasks + count(pairs_) - 1) / count(pairs_), frequencies_.count() / kTogether);
   slices_ = std::clamp<std::int64_t>(std::min(wanted, kSums / bytes), 1, kTasks);
   const std::int64_t panels = p_.tiling.bundles * p_.tiling.panels;
-  spectra_ = make_buffer<T>(panels * frequencies_.count() * images() * 2 * width_);
-  border_ = make_buffer<T>(panels * p_.plan.border_positions() * images() * width_);
+  const std::int64_t of_image = panels * frequencies_.count() * 2 * width_;
+  const std::int64_t of_border = panels * p_.plan.border_positions() * width_;
+  const std::int64_t fitting = p_.bytes / ((of_image + of_border) * static_cast<std::int64_t>(sizeof(T)));
+  together_ = std::clamp<std::int64_t>(fitting, 1, std::max<std::int64_t>(1, p_.x.batch));
+  spectra_ = make_buffer<T>(of_image * together_);
+  border_ = make_buffer<T>(of_border * together_);
 }
 
 /// Of some images; the largest number of them.
 template <class T>
 T Spectra<T>::transform_panel(std::int64_t panel, const Range& images, T* scratch) const {
   const std::int64_t size = plan().height * plan().width * images.size() * width_;
-  const PanelView view = panel_view(p_.x, p_.tiling, panel / p_.tiling.panels, panel % p_.tiling.panels);
+  const PanelView view = panel_view(x_, p_.tiling, panel / p_.tiling.panels, panel % p_.tiling.panels);
   if (view.tiling.channels == 0) {
     std::fill_n(scratch, size, T(0));
     copy_border(panel, images, scratch);
@@ -313,16 +319,17 @@ void Spectra<T>::add_up(const Task& task, T* scratch, T* slice_sums, T* sums) co
 template <class T>
 void Spectra<T>::write(const PanelPair& pair, const T* sums) const {
   const Range rows{0, channels(pair, pair.i)};
-  writer_.add(pair, rows, sums, slot_size(), true);
+  writer_->add(pair, rows, sums, slot_size(), true);
   if (pair.i < pair.j) {
-    writer_.mirror(pair, rows);
+    writer_->mirror(pair, rows);
   } else {
-    writer_.mirror_diagonal(pair);
+    writer_->mirror_diagonal(pair);
   }
 }
 
+/// Adds a batch to the output. False, and nothing is written, where its numbers are too large.
 template <class T>
-bool Spectra<T>::run() {
+bool Spectra<T>::sum_batch() {
   const std::int64_t panels = p_.tiling.bundles * p_.tiling.panels, pixels = plan().height * plan().width;
   const double terms = 8 * static_cast<double>(area_) * static_cast<double>(area_) * static_cast<double>(images());
   const double largest = std::sqrt(static_cast<double>(std::numeric_limits<T>::max()) / terms);
@@ -368,27 +375,31 @@ bool Spectra<T>::run() {
       write(pair, total);
     });
   }
-  if (p_.tiling.constant) writer_.write_corner(static_cast<double>(images() * plan().outputs * area_));
+  if (p_.tiling.constant) writer_->write_corner(static_cast<double>(images() * plan().outputs * area_));
   return true;
+}
+
+template <class T>
+void Spectra<T>::run() {
+  Update update = p_.update;
+  for (const Range& images : split(p_.x.batch, together_)) {
+    x_ = p_.x;
+    x_.batch = images.size();
+    x_.data = static_cast<const char*>(p_.x.data) + images.begin * p_.x.batch_stride * bytes_of(p_.x.type);
+    writer_.emplace(p_.simd, plan(), p_.tiling, Update{update.alpha / static_cast<double>(area_), update.beta}, p_.out);
+    if (!sum_batch()) p_.otherwise(x_, update);
+    update.beta = 1;
+  }
 }
 
 }  // namespace
 
 template <class T>
-std::int64_t images_together(const SpectralPlan& plan, const Tiling& tiling, std::int64_t bytes) {
-  const Frequencies frequencies(plan.rows, plan.columns);
-  const std::int64_t numbers = tiling.channels_per_position() * (2 * frequencies.count() + plan.border_positions());
-  return std::max<std::int64_t>(1, bytes / (numbers * static_cast<std::int64_t>(sizeof(T))));
+void sum_spectra(const SpectralProblem<T>& problem) {
+  Spectra<T>(problem).run();
 }
 
-template <class T>
-bool sum_spectra(const SpectralProblem<T>& problem) {
-  return Spectra<T>(problem).run();
-}
-
-template std::int64_t images_together<float>(const SpectralPlan&, const Tiling&, std::int64_t);
-template std::int64_t images_together<double>(const SpectralPlan&, const Tiling&, std::int64_t);
-template bool sum_spectra(const SpectralProblem<float>&);
-template bool sum_spectra(const SpectralProblem<double>&);
+template void sum_spectra(const SpectralProblem<float>&);
+template void sum_spectra(const SpectralProblem<double>&);
 
 }  // namespace eigendamage::cpu

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "../kernels.h"
 #include "../lag_form/spectral.h"
@@ -17,21 +18,19 @@ struct SpectralProblem {
   const PanelKernels<T>& simd;
   const GradientKernels<T>& products;
   const SpectralKernels<T>& spectral;
-  const SpectralPlan& plan;
+  SpectralPlan plan;
   const Tiling& tiling;
   ImageView x;
   Update update;
   FactorView out;
   const ParallelFor& parallel_for;
+  std::int64_t bytes;  ///< of spectra: as many images at a time as they have room for, one at least
+  /// Adds the covariance of a batch in another form: one of numbers so large, or not finite, that sums of theirs might
+  /// overflow.
+  std::function<void(const ImageView& x, const Update& update)> otherwise;
 };
 
-/// Images whose spectra are held at once: as many as fit into `bytes`, one at least.
 template <class T>
-std::int64_t images_together(const SpectralPlan& plan, const Tiling& tiling, std::int64_t bytes);
-
-/// False, and nothing is written, where x holds numbers so large, or not finite, that sums could overflow which another form
-/// can do.
-template <class T>
-bool sum_spectra(const SpectralProblem<T>& problem);
+void sum_spectra(const SpectralProblem<T>& problem);
 
 }  // namespace eigendamage::cpu
