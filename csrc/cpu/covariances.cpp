@@ -46,8 +46,8 @@ void sum_pixels(const PanelKernels<T>& simd, const ImageView& x, const Plan& pla
                 const FactorView& out, const Execution& run, const Tuning& tuning) {
   const Tiling tiling = tile_channels(simd, out.groups, x.channels / out.groups, bias, true);
   const auto packer = pack_pixels(simd, x, tiling);
-  sum_grams<T>(
-      {simd, plan, tiling, *packer, x.batch, update, out, threads(plan, tiling, x.batch, run, tuning), tuning.limits});
+  sum_grams<T>({simd, plan, tiling, *packer, x.batch, update, out, threads(plan, tiling, x.batch, run, tuning),
+                tuning.limits, tuning.around});
 }
 
 /// Sums over the outputs of a convolution, from patches written out for a box of outputs at a time.
@@ -56,8 +56,8 @@ void sum_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeom
                  const Update& update, const FactorView& out, const Execution& run, const Tuning& tuning) {
   const Plan plan = dense_plan(geometry.vertical.output, geometry.horizontal.output);
   const auto packer = pack_patches(simd, x, geometry, tiling);
-  sum_grams<T>(
-      {simd, plan, tiling, *packer, x.batch, update, out, threads(plan, tiling, x.batch, run, tuning), tuning.limits});
+  sum_grams<T>({simd, plan, tiling, *packer, x.batch, update, out, threads(plan, tiling, x.batch, run, tuning),
+                tuning.limits, tuning.around});
 }
 
 const GradientKernels<float>& products(const PanelKernels<float>&) { return instruction_set().single_gradients; }
@@ -73,7 +73,7 @@ void sum_patches_by_spectra(const PanelKernels<T>& simd, const ImageView& x, con
     sum_pixels(simd, some, patch_plan(geometry, x.height, x.width), tiling.constant, now, out, run, tuning);
   };
   sum_spectra<T>({simd, products(simd), spectral(simd), spectral_plan(geometry, x.height, x.width), tiling, x, update,
-                  out, *run.parallel_for, tuning.spectra, by_lags});
+                  out, *run.parallel_for, tuning.around, tuning.spectra, by_lags});
 }
 
 /// What the forms of a patch covariance cost, in multiply-adds: packing a pixel's number costs about as much as kPackPixel of

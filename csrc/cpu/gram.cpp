@@ -35,13 +35,6 @@ class Summation {
   void run();
 
  private:
-  /// Channels `rows` of panel i, perhaps the whole of it, against panel j.
-  struct Strip {
-    PanelPair pair;
-    Range rows;
-    bool whole;
-  };
-
   Range needed_groups(const PanelPair& pair) const;
   std::vector<Strip> strips(std::int64_t rows) const;
   void pack(const std::vector<Box>& boxes, const Range& batch, std::int64_t box_size, T* packed) const;
@@ -51,7 +44,6 @@ class Summation {
                 bool first, Ahead& ahead) const;
   void add_slices(const Strip& strip, T* total, std::int64_t slices, std::int64_t slice_size,
                   std::int64_t slot_size) const;
-  void write(const Strip& strip, const T* sums, std::int64_t slot_size, bool first, bool last) const;
   void sum_slices();
   void sum_boxes();
 
@@ -68,7 +60,7 @@ class Summation {
 
 template <class T>
 Summation<T>::Summation(const GramProblem<T>& problem)
-    : p_(problem), writer_(p_.simd, p_.plan, p_.tiling, p_.update, p_.out) {
+    : p_(problem), writer_(p_.simd, p_.plan, p_.tiling, p_.update, p_.out, p_.around, p_.parallel_for) {
   for (std::int64_t bundle = 0; bundle < p_.tiling.bundles; ++bundle) {
     for (std::int64_t i = 0; i < p_.tiling.panels; ++i) {
       if (p_.tiling.constant_place(bundle, i) == 0) continue;
@@ -88,7 +80,7 @@ Range Summation<T>::needed_groups(const PanelPair& pair) const {
 
 /// The pairs, cut into strips of that many rows; the constant's row is left out.
 template <class T>
-std::vector<typename Summation<T>::Strip> Summation<T>::strips(std::int64_t rows) const {
+std::vector<Strip> Summation<T>::strips(std::int64_t rows) const {
   std::vector<Strip> list;
   for (const PanelPair& pair : pairs_) {
     const std::int64_t constant = p_.tiling.constant_place(pair.bundle, pair.i);
@@ -154,17 +146,6 @@ void Summation<T>::sum_strip(const Box& box, const T* packed, const Strip& strip
   }
 }
 
-template <class T>
-void Summation<T>::write(const Strip& strip, const T* sums, std::int64_t slot_size, bool first, bool last) const {
-  writer_.add(strip.pair, strip.rows, sums, slot_size, first);
-  if (!last) return;
-  if (strip.pair.i < strip.pair.j) {
-    writer_.mirror(strip.pair, strip.rows);
-  } else if (strip.whole) {
-    writer_.mirror_diagonal(strip.pair);
-  }
-}
-
 /// Adds to a strip's sums in the first slice those in the others, one after the other.
 template <class T>
 void Summation<T>::add_slices(const Strip& strip, T* total, std::int64_t slices, std::int64_t slice_size,
@@ -218,7 +199,7 @@ void Summation<T>::sum_slices() {
       const Strip& strip = strips[static_cast<std::size_t>(s)];
       T* total = sums.get() + s * strip_size;
       add_slices(strip, total, slices, slice_size, slot_size);
-      write(strip, total, slot_size, true, true);
+      writer_.write(strip, total, slot_size, true, true);
     }
   });
 }
@@ -246,7 +227,7 @@ void Summation<T>::sum_boxes() {
         sum_strip(boxes[static_cast<std::size_t>(b)], packed.get() + (b - batch.begin) * box_size, strip, slot_size,
                   sums.get(), b == batch.begin, none);
       }
-      write(strip, sums.get(), slot_size, batch.begin == 0, batch.end == count(boxes));
+      writer_.write(strip, sums.get(), slot_size, batch.begin == 0, batch.end == count(boxes));
     });
   }
   if (rows < width) {

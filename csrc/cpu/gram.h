@@ -42,6 +42,7 @@ struct GramProblem {
   FactorView out;
   const ParallelFor& parallel_for;
   Limits limits;
+  std::int64_t around;  ///< bytes of `out` from which on it is written around the caches
 };
 
 template <class T>

@@ -6,24 +6,76 @@
 #include "pages.h"
 
 namespace eigendamage::cpu {
+namespace {
+
+constexpr std::int64_t kAside = 1 << 19;  // bytes of a strip
+
+}  // namespace
 
 template <class T>
 OutputWriter<T>::OutputWriter(const PanelKernels<T>& simd, const Plan& plan, const Tiling& tiling, const Update& update,
-                              const FactorView& out)
+                              const FactorView& out, std::int64_t around, const ParallelFor& parallel_for)
     : simd_(simd), plan_(plan), tiling_(tiling), update_(update), out_(out) {
-  if (update.beta == 0) {
-    const T* end = row(out.groups - 1, out.size - 1) + out.size;
-    use_huge_pages(out.data, static_cast<std::size_t>(end - row(0, 0)) * sizeof(T));
+  if (update.beta != 0) return;
+  const auto bytes = static_cast<std::size_t>(row(out.groups - 1, out.size - 1) + out.size - row(0, 0)) * sizeof(T);
+  use_huge_pages(out.data, bytes);
+  const auto vector = static_cast<std::size_t>(simd.lanes) * sizeof(T);
+  around_ = plan.offsets > 1 && bytes >= static_cast<std::size_t>(around) &&
+            reinterpret_cast<std::uintptr_t>(out.data) % vector == 0 &&
+            (out.row_stride | out.group_stride) % simd.lanes == 0;
+  if (around_) populate(out.data, bytes, parallel_for);
+}
+
+template <class T>
+void OutputWriter<T>::write(const Strip& strip, const T* sums, std::int64_t slot_size, bool first, bool last) const {
+  if (first && last && write_around(strip, sums, slot_size)) return;
+  add(strip.pair, strip.rows, sums, slot_size, first ? update_.beta : 1);
+  if (!last) return;
+  if (strip.pair.i < strip.pair.j) {
+    mirror(strip.pair, strip.rows);
+  } else if (strip.whole) {
+    mirror_diagonal(strip.pair);
   }
+}
+
+/// Row k1 of the blocks of a channel.
+template <class T>
+void OutputWriter<T>::combine(const T* sums, std::int64_t k1, const Range& offsets, std::int64_t slot_size,
+                              T* entries) const {
+  simd_.combine(sums, plan_.terms.data(), plan_.blocks.data() + k1 * plan_.offsets + offsets.begin, offsets.size(),
+                slot_size, tiling_.width, plan_.offsets, entries + offsets.begin);
+}
+
+/// A large result is in no cache, and reading the lines that are to be replaced would take longer than writing them: whole
+/// strips of it are put together aside. False where they are not of whole vectors, or are too large for a cache.
+template <class T>
+bool OutputWriter<T>::write_around(const Strip& strip, const T* sums, std::int64_t slot_size) const {
+  const auto& [pair, rows, whole] = strip;
+  const std::int64_t width = tiling_.width, kernel = plan_.offsets, lanes = simd_.lanes;
+  if (!around_ || pair.i == pair.j || tiling_.constant_place(pair.bundle, pair.j) >= 0) return false;
+  const std::int64_t from = (pair.i * width + rows.begin) * kernel, to = pair.j * width * kernel;
+  const std::int64_t height = rows.size() * kernel,
+                     across = std::min(width, tiling_.channels - pair.j * width) * kernel;
+  const std::int64_t step = across + lanes;  // no power of two
+  if ((from | height | across) % lanes != 0 || height * step * static_cast<std::int64_t>(sizeof(T)) > kAside)
+    return false;
+  T *const out = row(pair.bundle, from) + to, *const mirrored = row(pair.bundle, to) + from;
+  const Buffer<T> aside = make_buffer<T>(height * step), entries = make_buffer<T>(width * kernel + kMaxLanes);
+  for (std::int64_t r = 0; r < height; ++r) {
+    T* const line = aside.get() + r * step;
+    combine(sums + r / kernel * width, r % kernel, {0, kernel}, slot_size, entries.get());
+    simd_.update(line, entries.get(), across, update_.alpha, 0);
+  }
+  simd_.write_around(aside.get(), height, across, step, out, mirrored, out_.row_stride);
+  return true;
 }
 
 template <class T>
 void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sums, std::int64_t slot_size,
-                          bool first) const {
-  if (is_one_sum(pair)) return add_one_sum(pair, rows, sums, first ? update_.beta : 1);
+                          double beta) const {
+  if (is_one_sum(pair)) return add_one_sum(pair, rows, sums, beta);
   const std::int64_t width = tiling_.width, channels = tiling_.channels, kernel = plan_.offsets;
   const std::int64_t constant = tiling_.constant_place(pair.bundle, pair.j);
-  const double beta = first ? update_.beta : 1;
   std::vector<T> entries(
       static_cast<std::size_t>(width * kernel + kMaxLanes));  // of one row, in the order of the output
   for (std::int64_t r = rows.begin; r < rows.end; ++r, sums += width) {
@@ -37,8 +89,7 @@ void OutputWriter<T>::add(const PanelPair& pair, const Range& rows, const T* sum
       T* out = row(group, channel * kernel + k1);
       const std::int64_t first_offset = pair.i == pair.j || constant == 0 ? k1 : 0;
       const std::int64_t offsets = constant == 0 ? 1 : kernel - first_offset;
-      simd_.combine(sums, plan_.terms.data(), plan_.blocks.data() + k1 * kernel + first_offset, offsets, slot_size,
-                    width, kernel, entries.data() + first_offset);
+      combine(sums, k1, {first_offset, first_offset + offsets}, slot_size, entries.data());
       if (constant != 0) {
         simd_.update(out + (begin - origin) * kernel, entries.data() + begin * kernel, (end - begin) * kernel,
                      update_.alpha, beta);
@@ -108,6 +159,7 @@ void OutputWriter<T>::transpose(const T* from, T* to, std::int64_t rows, std::in
   }
 }
 
+/// Channels `rows` of panel i against those of panel j > i. (Several panels: the bundle is one group.)
 template <class T>
 void OutputWriter<T>::mirror(const PanelPair& pair, const Range& rows) const {
   const std::int64_t kernel = plan_.offsets, from = pair.i * tiling_.width + rows.begin, to = pair.j * tiling_.width;

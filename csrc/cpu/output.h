@@ -14,6 +14,13 @@ struct PanelPair {
   std::int64_t bundle, i, j;
 };
 
+/// Channels `rows` of panel i, perhaps the whole of it, against panel j.
+struct Strip {
+  PanelPair pair;
+  Range rows;
+  bool whole;
+};
+
 /// Puts the sums of slots together to the blocks of the output. Rows of panel i are written against panel j ≥ i; of i = j
 /// only entries with k1 < k2, or k1 = k2 and c ≤ c', are right. The mirrors make all others equal to those; the constant's
 /// column is mirrored at once.
@@ -21,17 +28,15 @@ template <class T>
 class OutputWriter {
  public:
   OutputWriter(const PanelKernels<T>& simd, const Plan& plan, const Tiling& tiling, const Update& update,
-               const FactorView& out);
+               const FactorView& out, std::int64_t around, const ParallelFor& parallel_for);
 
-  /// Adds alpha times the blocks to channels `rows` of panel i; `first` applies beta before. sums (slots, rows, width), a
-  /// slot `slot_size` after the one before; slots of negative lag are not read for i = j.
-  void add(const PanelPair& pair, const Range& rows, const T* sums, std::int64_t slot_size, bool first) const;
+  /// Adds alpha times the blocks to a strip; `first` applies beta before, `last` mirrors it, unless it is a part of a panel
+  /// against itself. sums (slots, rows, width), a slot `slot_size` after the one before; slots of negative lag are not
+  /// read for i = j.
+  void write(const Strip& strip, const T* sums, std::int64_t slot_size, bool first, bool last) const;
 
   /// The constant against itself, whose sum is `count`.
   void write_corner(double count) const;
-
-  /// Mirrors channels `rows` of panel i against those of panel j > i. (Several panels: the bundle is one group.)
-  void mirror(const PanelPair& pair, const Range& rows) const;
 
   /// Mirrors panel i against itself.
   void mirror_diagonal(const PanelPair& pair) const;
@@ -40,6 +45,10 @@ class OutputWriter {
   T* row(std::int64_t group, std::int64_t index) const {
     return static_cast<T*>(out_.data) + group * out_.group_stride + index * out_.row_stride;
   }
+  void add(const PanelPair& pair, const Range& rows, const T* sums, std::int64_t slot_size, double beta) const;
+  void combine(const T* sums, std::int64_t k1, const Range& offsets, std::int64_t slot_size, T* entries) const;
+  bool write_around(const Strip& strip, const T* sums, std::int64_t slot_size) const;
+  void mirror(const PanelPair& pair, const Range& rows) const;
   bool is_one_sum(const PanelPair& pair) const;
   void add_one_sum(const PanelPair& pair, const Range& rows, const T* sums, double beta) const;
   void transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns, std::int64_t to_stride) const;
@@ -49,6 +58,7 @@ class OutputWriter {
   const Tiling& tiling_;
   const Update update_;
   const FactorView out_;
+  bool around_ = false;  ///< whether strips of whole vectors go around the caches
 };
 
 }  // namespace eigendamage::cpu

@@ -61,6 +61,11 @@ struct PanelKernels {
   /// out[p·stride + c] = lines[c][p], c < lanes, p < count; a null line stands for zeros.
   void (*interleave)(const T* const* lines, std::int64_t count, std::int64_t stride, T* out);
 
+  /// out[r·out_step + c] = mirror[c·out_step + r] = from[r·step + c], r < rows, c < columns, all multiples of `lanes` and
+  /// both aligned to a vector. What is written is in no cache afterwards, nor is it read.
+  void (*write_around)(const T* from, std::int64_t rows, std::int64_t columns, std::int64_t step, T* out, T* mirror,
+                       std::int64_t out_step);
+
   /// out[p·stride + n·width + c] = from[p·step + n·image_step + offsets[c]] for p < positions, n < images, c < width.
   void (*gather)(const T* from, std::int64_t positions, std::int64_t step, std::int64_t images, std::int64_t image_step,
                  const std::int32_t* offsets, std::int64_t width, std::int64_t stride, T* out);

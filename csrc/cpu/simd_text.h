@@ -4,6 +4,10 @@
 
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace eigendamage::cpu::EIGENDAMAGE_LEVEL {
 namespace {
 
@@ -194,6 +198,42 @@ void interleave(const T* const* lines, std::int64_t count, std::int64_t stride, 
   }
 }
 
+// Stores a vector, aligned to its size, without reading the lines that it replaces into a cache.
+template <class T>
+void store_around(T* p, Vector<T> v) {
+#if defined(__x86_64__) && EIGENDAMAGE_VECTOR_BYTES == 64
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__x86_64__) && EIGENDAMAGE_VECTOR_BYTES == 32
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+#else
+  store(p, v);
+#endif
+}
+
+template <class T>
+void write_around(const T* from, std::int64_t rows, std::int64_t columns, std::int64_t step, T* out, T* mirror,
+                  std::int64_t out_step) {
+  constexpr int lanes = kLanes<T>;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < columns; c += lanes) store_around(out + r * out_step + c, load(from + r * step + c));
+  }
+  for (std::int64_t c = 0; c < columns; c += lanes) {
+    for (std::int64_t r = 0; r < rows; r += lanes) {
+      Vector<T> square[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) square[i] = load(from + (r + i) * step + c);
+      transpose<T>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) store_around(mirror + (c + i) * out_step + r, square[i]);
+    }
+  }
+#if defined(__x86_64__)
+  _mm_sfence();  // what went around the caches is seen by others before what is stored next
+#endif
+}
+
 template <class T>
 Vector<T> gathered(const T* source, const std::int32_t* offsets) {
   Vector<T> v;
@@ -368,6 +408,7 @@ constexpr PanelKernels<T> kPanelKernels{
     .combine = combine<T>,
     .update = update<T>,
     .interleave = interleave<T>,
+    .write_around = write_around<T>,
     .gather = gather<T>,
     .copy_pixels = copy_pixels,
     .widen = widen,

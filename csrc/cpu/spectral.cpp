@@ -70,7 +70,6 @@ class Spectra {
   void mirror_lags(T* sums) const;
   void set_constant(const Task& task, T* sums) const;
   void subtract_border(const PanelPair& pair, std::int64_t group, T* sums) const;
-  void write(const PanelPair& pair, const T* sums) const;
   bool sum_batch();
 
   const Plan& plan() const { return p_.plan.plan; }
@@ -316,17 +315,6 @@ void Spectra<T>::add_up(const Task& task, T* scratch, T* slice_sums, T* sums) co
   }
 }
 
-template <class T>
-void Spectra<T>::write(const PanelPair& pair, const T* sums) const {
-  const Range rows{0, channels(pair, pair.i)};
-  writer_->add(pair, rows, sums, slot_size(), true);
-  if (pair.i < pair.j) {
-    writer_->mirror(pair, rows);
-  } else {
-    writer_->mirror_diagonal(pair);
-  }
-}
-
 /// Adds a batch to the output. False, and nothing is written, where its numbers are too large.
 template <class T>
 bool Spectra<T>::sum_batch() {
@@ -352,7 +340,7 @@ bool Spectra<T>::sum_batch() {
       const PanelPair& pair = pairs_[static_cast<std::size_t>(i)];
       T* sums = scratch + scratch_size;
       add_up({pair, 0}, scratch, sums, sums);
-      write(pair, sums);
+      writer_->write({pair, {0, channels(pair, pair.i)}, true}, sums, slot_size(), true, true);
     });
   } else {
     const std::int64_t slice_size = groups * slot_size(), pair_size = size + (slices_ - 1) * slice_size;
@@ -372,7 +360,7 @@ bool Spectra<T>::sum_batch() {
         const std::int64_t first = needed.begin * slot_size();
         p_.simd.add(total + first, part + first, needed.size() * slot_size());
       }
-      write(pair, total);
+      writer_->write({pair, {0, channels(pair, pair.i)}, true}, total, slot_size(), true, true);
     });
   }
   if (p_.tiling.constant) writer_->write_corner(static_cast<double>(images() * plan().outputs * area_));
@@ -386,7 +374,8 @@ void Spectra<T>::run() {
     x_ = p_.x;
     x_.batch = images.size();
     x_.data = static_cast<const char*>(p_.x.data) + images.begin * p_.x.batch_stride * bytes_of(p_.x.type);
-    writer_.emplace(p_.simd, plan(), p_.tiling, Update{update.alpha / static_cast<double>(area_), update.beta}, p_.out);
+    writer_.emplace(p_.simd, plan(), p_.tiling, Update{update.alpha / static_cast<double>(area_), update.beta}, p_.out,
+                    p_.around, p_.parallel_for);
     if (!sum_batch()) p_.otherwise(x_, update);
     update.beta = 1;
   }

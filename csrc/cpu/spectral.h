@@ -24,7 +24,8 @@ struct SpectralProblem {
   Update update;
   FactorView out;
   const ParallelFor& parallel_for;
-  std::int64_t bytes;  ///< of spectra: as many images at a time as they have room for, one at least
+  std::int64_t around;  ///< as in GramProblem
+  std::int64_t bytes;   ///< of spectra: as many images at a time as they have room for, one at least
   /// Adds the covariance of a batch in another form: one of numbers so large, or not finite, that sums of theirs might
   /// overflow.
   std::function<void(const ImageView& x, const Update& update)> otherwise;

@@ -115,6 +115,55 @@ TEST(patch_covariance_equals_the_reference) {
   }
 }
 
+/// A patch covariance in aligned memory whose rows are whole vectors apart, and the numbers between them.
+template <class T>
+std::vector<T> aligned_patch_covariance(const Images& x, const ConvGeometry& geometry, std::int64_t groups, bool bias,
+                                        std::int64_t threads, const cpu::Tuning& tuning) {
+  const std::int64_t offsets = geometry.vertical.kernel * geometry.horizontal.kernel;
+  const std::int64_t size = x.view().channels / groups * offsets + bias;
+  const std::int64_t stride = (size + 15) / 16 * 16 + 16, count = groups * size * stride;
+  const cpu::Buffer<T> out = cpu::make_buffer<T>(count);
+  std::fill_n(out.get(), count, T(99));
+  const ParallelFor parallel_for = testing::threads(threads);
+  cpu::patch_covariance(x.view(), geometry, bias, {0.25, 0},
+                        {out.get(), x.view().type, groups, size, size * stride, stride}, {&parallel_for}, tuning);
+  return {out.get(), out.get() + count};
+}
+
+TEST(results_written_around_the_caches_are_the_same) {
+  const ConvGeometry geometries[] = {{{3, 1, 1, 1, 4}, {3, 1, 1, 1, 5}},
+                                     {{2, 1, 0, 1, 3}, {2, 1, 0, 1, 4}},
+                                     {{1, 1, 0, 1, 4}, {3, 2, 1, 1, 3}},
+                                     {{1, 1, 0, 1, 4}, {1, 1, 0, 1, 5}}};
+  Random random(8);
+  for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
+    cpu::force_instruction_set(*set);
+    for (const auto& [channels, groups] : {std::pair<std::int64_t, std::int64_t>{64, 1}, {72, 1}, {192, 2}, {6, 2}}) {
+      Images single({3, channels, 4, 5}, ScalarType::kFloat32, Layout::kPlanes);
+      Images twofold({3, channels, 4, 5}, ScalarType::kFloat64, Layout::kPlanes);
+      single.fill_normal(random, 0.5);
+      twofold.fill_normal(random, 0.5);
+      for (const ConvGeometry& geometry : geometries) {
+        for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect, cpu::PatchForm::kSpectral}) {
+          cpu::Tuning through{form}, around{form};
+          through.limits = around.limits = pick(random, 0, 1) ? cpu::Limits{} : kNothingKept;
+          around.around = 0;
+          const bool bias = pick(random, 0, 2) == 0;
+          const std::string message = testing::describe(single.view(), geometry) + " " + set->name;
+          for (const std::int64_t threads : {1, 3}) {
+            CHECK(aligned_patch_covariance<float>(single, geometry, groups, bias, threads, around) ==
+                      aligned_patch_covariance<float>(single, geometry, groups, bias, 1, through),
+                  message + " float");
+            CHECK(aligned_patch_covariance<double>(twofold, geometry, groups, bias, threads, around) ==
+                      aligned_patch_covariance<double>(twofold, geometry, groups, bias, 1, through),
+                  message + " double");
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(every_instruction_set_and_type_handles_seventy_channels) {
   Random random(4);
   const ConvGeometry geometry{{2, 1, 1, 1, 5}, {2, 1, 0, 1, 3}};

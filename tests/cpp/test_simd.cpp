@@ -174,6 +174,29 @@ TEST(interleave_transposes_lines_and_takes_null_for_zeros) {
   });
 }
 
+TEST(write_around_copies_and_transposes) {
+  Random random(4);
+  for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
+    for (int i = 0; i < 20; ++i) {
+      const std::int64_t lanes = simd.lanes, rows = pick(random, 0, 3) * lanes, columns = pick(random, 0, 3) * lanes;
+      const std::int64_t step = columns + pick(random, 0, 5), out_step = (pick(random, 0, 2) + 3) * lanes;
+      const std::vector<T> from = integers<T>(random, rows * step);
+      const std::int64_t most = 3 * lanes * out_step;
+      const cpu::Buffer<T> out = aligned(std::vector<T>(static_cast<std::size_t>(most), T(99)));
+      const cpu::Buffer<T> mirror = aligned(std::vector<T>(static_cast<std::size_t>(most), T(99)));
+      simd.write_around(from.data(), rows, columns, step, out.get(), mirror.get(), out_step);
+      for (std::int64_t n = 0; n < most; ++n) {
+        const std::int64_t r = n / out_step, c = n % out_step;
+        const auto expected = [&](bool inside, std::int64_t at) {
+          return inside ? from[static_cast<std::size_t>(at)] : T(99);
+        };
+        CHECK(out[static_cast<std::size_t>(n)] == expected(r < rows && c < columns, r * step + c), name);
+        CHECK(mirror[static_cast<std::size_t>(n)] == expected(r < columns && c < rows, c * step + r), name);
+      }
+    }
+  });
+}
+
 TEST(gather_reads_every_channel_at_its_offset) {
   Random random(5);
   for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
