@@ -1,5 +1,6 @@
 #include "pages.h"
 
+#include <algorithm>
 #include <cstdint>
 
 #include "parallel.h"
@@ -11,24 +12,16 @@
 namespace eigendamage::cpu {
 namespace {
 
-constexpr std::uintptr_t kPage = 1 << 21;
-
-/// The whole huge pages in some memory.
-struct Pages {
-  Pages(void* begin, std::size_t bytes)
-      : first((reinterpret_cast<std::uintptr_t>(begin) + kPage - 1) / kPage),
-        last((reinterpret_cast<std::uintptr_t>(begin) + bytes) / kPage) {}
-  std::uintptr_t first, last;
-};
+constexpr std::uintptr_t kPage = 1 << 12, kHugePage = 1 << 21;
 
 }  // namespace
 
 void use_huge_pages([[maybe_unused]] void* begin, [[maybe_unused]] std::size_t bytes) {
 #ifdef MADV_HUGEPAGE
-  const Pages pages(begin, bytes);
-  if (pages.first >= pages.last) return;
-  madvise(reinterpret_cast<void*>(pages.first * kPage), (pages.last - pages.first) * kPage,
-          MADV_HUGEPAGE);  // refused, it is as it was
+  const auto first = reinterpret_cast<std::uintptr_t>(begin);
+  const std::uintptr_t from = (first + kHugePage - 1) / kHugePage * kHugePage;
+  const std::uintptr_t to = (first + bytes) / kHugePage * kHugePage;
+  if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // refused, it is as it was
 #endif
 }
 
@@ -36,10 +29,14 @@ void populate([[maybe_unused]] void* begin, [[maybe_unused]] std::size_t bytes,
               [[maybe_unused]] const ParallelFor& parallel_for) {
 #ifdef MADV_HUGEPAGE
   constexpr int populate_write = 23;  // of Linux 5.14, unknown to older headers
-  const Pages pages(begin, bytes);
-  if (pages.first >= pages.last) return;
-  for_each(parallel_for, static_cast<std::int64_t>(pages.last - pages.first), [&](std::int64_t i) {
-    madvise(reinterpret_cast<void*>((pages.first + static_cast<std::uintptr_t>(i)) * kPage), kPage, populate_write);
+  const auto first = reinterpret_cast<std::uintptr_t>(begin);
+  const std::uintptr_t from = (first + kPage - 1) / kPage * kPage, to = (first + bytes) / kPage * kPage;
+  if (from >= to) return;
+  const std::uintptr_t huge = from / kHugePage;
+  for_each(parallel_for, static_cast<std::int64_t>((to - 1) / kHugePage - huge + 1), [&](std::int64_t i) {
+    const std::uintptr_t here = (huge + static_cast<std::uintptr_t>(i)) * kHugePage;
+    const std::uintptr_t start = std::max(from, here), end = std::min(to, here + kHugePage);
+    madvise(reinterpret_cast<void*>(start), end - start, populate_write);
   });
 #endif
 }
