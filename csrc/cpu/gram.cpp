@@ -55,21 +55,14 @@ class Summation {
 
   const GramProblem<T> p_;
   const OutputWriter<T> writer_;
-  std::vector<PanelPair> pairs_;
+  const std::vector<PanelPair> pairs_;
 };
 
 template <class T>
 Summation<T>::Summation(const GramProblem<T>& problem)
-    : p_(problem), writer_(p_.simd, p_.plan, p_.tiling, p_.update, p_.out, p_.around, p_.parallel_for) {
-  for (std::int64_t bundle = 0; bundle < p_.tiling.bundles; ++bundle) {
-    for (std::int64_t i = 0; i < p_.tiling.panels; ++i) {
-      if (p_.tiling.constant_place(bundle, i) == 0) continue;
-      for (std::int64_t j = i; j < p_.tiling.panels; ++j) pairs_.push_back({bundle, i, j});
-    }
-  }
-  // Half the lags of a panel against itself mirror the others: less work, to be left for last.
-  std::stable_partition(pairs_.begin(), pairs_.end(), [](const PanelPair& pair) { return pair.i < pair.j; });
-}
+    : p_(problem),
+      writer_(p_.simd, p_.plan, p_.tiling, p_.update, p_.out, p_.around, p_.parallel_for),
+      pairs_(panel_pairs(p_.tiling)) {}
 
 template <class T>
 Range Summation<T>::needed_groups(const PanelPair& pair) const {

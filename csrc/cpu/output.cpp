@@ -9,8 +9,27 @@ namespace eigendamage::cpu {
 namespace {
 
 constexpr std::int64_t kAside = 1 << 19;  // bytes of a strip
+constexpr std::int64_t kFew = 4;          // panels
 
 }  // namespace
+
+std::vector<PanelPair> panel_pairs(const Tiling& tiling) {
+  std::vector<PanelPair> pairs;
+  for (std::int64_t bundle = 0; bundle < tiling.bundles; ++bundle) {
+    for (std::int64_t top = 0; top < tiling.panels; top += kFew) {
+      for (std::int64_t left = top; left < tiling.panels; left += kFew) {
+        for (std::int64_t i = top; i < std::min(tiling.panels, top + kFew); ++i) {
+          if (tiling.constant_place(bundle, i) == 0) continue;
+          for (std::int64_t j = std::max(i, left); j < std::min(tiling.panels, left + kFew); ++j) {
+            pairs.push_back({bundle, i, j});
+          }
+        }
+      }
+    }
+  }
+  std::stable_partition(pairs.begin(), pairs.end(), [](const PanelPair& pair) { return pair.i < pair.j; });
+  return pairs;
+}
 
 template <class T>
 OutputWriter<T>::OutputWriter(const PanelKernels<T>& simd, const Plan& plan, const Tiling& tiling, const Update& update,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "../kernels.h"
 #include "../lag_form/plan.h"
@@ -13,6 +14,10 @@ namespace eigendamage::cpu {
 struct PanelPair {
   std::int64_t bundle, i, j;
 };
+
+/// All of them but those whose rows are the constant alone. A few panels meet a few others before the next do: they stay in
+/// a cache. Panels against themselves come last: half their lags mirror the others, and threads end together on less work.
+std::vector<PanelPair> panel_pairs(const Tiling& tiling);
 
 /// Channels `rows` of panel i, perhaps the whole of it, against panel j.
 struct Strip {

@@ -101,7 +101,7 @@ class Spectra {
   std::optional<OutputWriter<T>> writer_;
   std::int64_t together_, lag_lines_, slices_ = 1;
   std::vector<T> cosines_, sines_;  ///< (frequencies, lag_lines_): of the positive lags, with the weight of a frequency
-  std::vector<PanelPair> pairs_;
+  const std::vector<PanelPair> pairs_;
   Buffer<T> spectra_, border_;
 };
 
@@ -111,7 +111,8 @@ Spectra<T>::Spectra(const SpectralProblem<T>& problem)
       width_(p_.tiling.width),
       area_(p_.plan.rows * p_.plan.columns),
       frequencies_(p_.plan.rows, p_.plan.columns),
-      fourier_(p_.spectral, p_.simd.tile_rows, plan().height, plan().width, p_.plan.rows, p_.plan.columns) {
+      fourier_(p_.spectral, p_.simd.tile_rows, plan().height, plan().width, p_.plan.rows, p_.plan.columns),
+      pairs_(panel_pairs(p_.tiling)) {
   const std::int64_t rows = p_.plan.rows, columns = p_.plan.columns;
   lag_lines_ = (positive_lags() + p_.simd.tile_rows - 1) / p_.simd.tile_rows * p_.simd.tile_rows;
   cosines_.resize(static_cast<std::size_t>(frequencies_.count() * lag_lines_));
@@ -133,13 +134,6 @@ Spectra<T>::Spectra(const SpectralProblem<T>& problem)
       sines_[at] = static_cast<T>((real ? 1 : 2) * sine[angle]);
     }
   }
-  for (std::int64_t bundle = 0; bundle < p_.tiling.bundles; ++bundle) {
-    for (std::int64_t i = 0; i < p_.tiling.panels; ++i) {
-      if (p_.tiling.constant_place(bundle, i) == 0) continue;
-      for (std::int64_t j = i; j < p_.tiling.panels; ++j) pairs_.push_back({bundle, i, j});
-    }
-  }
-  std::stable_partition(pairs_.begin(), pairs_.end(), [](const PanelPair& pair) { return pair.i < pair.j; });
   const std::int64_t bytes = count(pairs_) * count(plan().slots) * slot_size() * static_cast<std::int64_t>(sizeof(T));
   const std::int64_t wanted = std::min((kTasks + count(pairs_) - 1) / count(pairs_), frequencies_.count() / kTogether);
   slices_ = std::clamp<std::int64_t>(std::min(wanted, kSums / bytes), 1, kTasks);
