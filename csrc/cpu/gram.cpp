@@ -55,7 +55,7 @@ class Summation {
 
   const GramProblem<T> p_;
   const OutputWriter<T> writer_;
-  const std::vector<PanelPair> pairs_;
+  const PanelPairs pairs_;
 };
 
 template <class T>
@@ -75,7 +75,7 @@ Range Summation<T>::needed_groups(const PanelPair& pair) const {
 template <class T>
 std::vector<Strip> Summation<T>::strips(std::int64_t rows) const {
   std::vector<Strip> list;
-  for (const PanelPair& pair : pairs_) {
+  for (const PanelPair& pair : pairs_.list) {
     const std::int64_t constant = p_.tiling.constant_place(pair.bundle, pair.i);
     const std::int64_t end = constant >= 0 ? constant : p_.tiling.panel_channels(pair.bundle, pair.i);
     for (std::int64_t r = 0; r < end; r += rows)
@@ -197,35 +197,48 @@ void Summation<T>::sum_slices() {
   });
 }
 
-/// Many sums: a thread makes those of a strip, box after box of a batch of them, and adds them to the output.
+/// Many sums: a thread makes those of a strip, box after box of a batch of them, and adds them to the output. Where no lag has
+/// a box read again, all strips of a block of pairs do so before the next box.
 template <class T>
 void Summation<T>::sum_boxes() {
   const std::int64_t width = p_.tiling.width, step = p_.simd.tile_rows;
-  const std::int64_t fitting = p_.limits.added / bytes(slots() * width), shared = width * count(pairs_) / kStrips;
+  const std::int64_t fitting = p_.limits.added / bytes(slots() * width), shared = width * count(pairs_.list) / kStrips;
   const std::int64_t rows = std::clamp(std::min(fitting, shared) / step * step, step, width);
   const std::int64_t slot_size = this->slot_size(rows), channels = p_.tiling.channels_per_position();
   const std::vector<Strip> strips = this->strips(rows);
-  const std::int64_t in_box = std::min(p_.limits.added_box / bytes(2 * width), p_.limits.packed / bytes(channels));
+  const std::int64_t strip_size = slots() * slot_size;
+  const bool lags = p_.plan.reach_down + p_.plan.reach_right > 0;
+  const bool together = !lags && rows == width && count(pairs_.blocks) >= kStrips &&
+                        bytes(pairs_.few * pairs_.few * strip_size) <= p_.limits.added;
+  const std::vector<Range> tasks = together ? pairs_.blocks : split(count(strips), 1);
+  const std::int64_t panels = together ? 2 * pairs_.few : 2;
+  const std::int64_t in_box = std::min(p_.limits.added_box / bytes(panels * width), p_.limits.packed / bytes(channels));
   const std::vector<Box> boxes = split_boxes(p_.plan, p_.images, std::max<std::int64_t>(1, in_box));
   const std::int64_t box_size = most_positions(boxes) * channels;
   const std::vector<Range> batches = split(count(boxes), p_.limits.packed / bytes(std::max<std::int64_t>(1, box_size)));
   const Buffer<T> packed = make_buffer<T>(batches.back().size() * box_size);
   for (const Range& batch : batches) {
     pack(boxes, batch, box_size, packed.get());
-    for_each(p_.parallel_for, count(strips), [&](std::int64_t s) {
-      const Strip& strip = strips[static_cast<std::size_t>(s)];
-      const Buffer<T> sums = make_buffer<T>(slots() * slot_size);
+    for_each(p_.parallel_for, count(tasks), [&](std::int64_t t) {
+      const Range& task = tasks[static_cast<std::size_t>(t)];
+      const Buffer<T> sums = make_buffer<T>(task.size() * strip_size);
       Ahead none;
       for (std::int64_t b = batch.begin; b < batch.end; ++b) {
-        sum_strip(boxes[static_cast<std::size_t>(b)], packed.get() + (b - batch.begin) * box_size, strip, slot_size,
-                  sums.get(), b == batch.begin, none);
+        for (std::int64_t s = task.begin; s < task.end; ++s) {
+          sum_strip(boxes[static_cast<std::size_t>(b)], packed.get() + (b - batch.begin) * box_size,
+                    strips[static_cast<std::size_t>(s)], slot_size, sums.get() + (s - task.begin) * strip_size,
+                    b == batch.begin, none);
+        }
       }
-      writer_.write(strip, sums.get(), slot_size, batch.begin == 0, batch.end == count(boxes));
+      for (std::int64_t s = task.begin; s < task.end; ++s) {
+        writer_.write(strips[static_cast<std::size_t>(s)], sums.get() + (s - task.begin) * strip_size, slot_size,
+                      batch.begin == 0, batch.end == count(boxes));
+      }
     });
   }
   if (rows < width) {
-    for_each(p_.parallel_for, count(pairs_), [&](std::int64_t i) {
-      const PanelPair& pair = pairs_[static_cast<std::size_t>(i)];
+    for_each(p_.parallel_for, count(pairs_.list), [&](std::int64_t i) {
+      const PanelPair& pair = pairs_.list[static_cast<std::size_t>(i)];
       if (pair.i == pair.j) writer_.mirror_diagonal(pair);
     });
   }
@@ -233,7 +246,7 @@ void Summation<T>::sum_boxes() {
 
 template <class T>
 void Summation<T>::run() {
-  const std::int64_t sums = count(pairs_) * slots() * slot_size(p_.tiling.width);
+  const std::int64_t sums = count(pairs_.list) * slots() * slot_size(p_.tiling.width);
   const std::int64_t positions = p_.images * p_.plan.height * p_.plan.width;
   const bool one_slice = positions <= kPositionsOfSlot * slots() / count(p_.plan.groups);
   if (bytes(sums) <= p_.limits.kept && !(one_slice && positions * sums > kWorthSharing)) {

@@ -8,26 +8,33 @@
 namespace eigendamage::cpu {
 namespace {
 
-constexpr std::int64_t kAside = 1 << 19;  // bytes of a strip
-constexpr std::int64_t kFew = 4;          // panels
+constexpr std::int64_t kAside = 1 << 19;        // bytes of a strip
+constexpr std::int64_t kFewest = 4, kMost = 8;  // panels of a block
 
 }  // namespace
 
-std::vector<PanelPair> panel_pairs(const Tiling& tiling) {
-  std::vector<PanelPair> pairs;
-  for (std::int64_t bundle = 0; bundle < tiling.bundles; ++bundle) {
-    for (std::int64_t top = 0; top < tiling.panels; top += kFew) {
-      for (std::int64_t left = top; left < tiling.panels; left += kFew) {
-        for (std::int64_t i = top; i < std::min(tiling.panels, top + kFew); ++i) {
-          if (tiling.constant_place(bundle, i) == 0) continue;
-          for (std::int64_t j = std::max(i, left); j < std::min(tiling.panels, left + kFew); ++j) {
-            pairs.push_back({bundle, i, j});
-          }
+PanelPairs panel_pairs(const Tiling& tiling) {
+  PanelPairs pairs{{}, {}, std::clamp<std::int64_t>(tiling.panels / 8, kFewest, kMost)};
+  const auto block = [&](std::int64_t bundle, std::int64_t top, std::int64_t left, bool diagonal) {
+    const auto begin = static_cast<std::int64_t>(pairs.list.size());
+    for (std::int64_t i = top; i < std::min(tiling.panels, top + pairs.few); ++i) {
+      if (tiling.constant_place(bundle, i) == 0) continue;
+      for (std::int64_t j = std::max(i, left); j < std::min(tiling.panels, left + pairs.few); ++j) {
+        if ((i == j) == diagonal) pairs.list.push_back({bundle, i, j});
+      }
+    }
+    const auto end = static_cast<std::int64_t>(pairs.list.size());
+    if (begin < end) pairs.blocks.push_back({begin, end});
+  };
+  for (const bool diagonal : {false, true}) {
+    for (std::int64_t bundle = 0; bundle < tiling.bundles; ++bundle) {
+      for (std::int64_t top = 0; top < tiling.panels; top += pairs.few) {
+        for (std::int64_t left = top; left < (diagonal ? top + 1 : tiling.panels); left += pairs.few) {
+          block(bundle, top, left, diagonal);
         }
       }
     }
   }
-  std::stable_partition(pairs.begin(), pairs.end(), [](const PanelPair& pair) { return pair.i < pair.j; });
   return pairs;
 }
 

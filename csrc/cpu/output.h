@@ -15,9 +15,15 @@ struct PanelPair {
   std::int64_t bundle, i, j;
 };
 
-/// All of them but those whose rows are the constant alone. A few panels meet a few others before the next do: they stay in
-/// a cache. Panels against themselves come last: half their lags mirror the others, and threads end together on less work.
-std::vector<PanelPair> panel_pairs(const Tiling& tiling);
+/// All pairs but those whose rows are the constant alone.
+struct PanelPairs {
+  std::vector<PanelPair> list;
+  std::vector<Range> blocks;  ///< of the list: a few panels against a few others, which stay in a cache meanwhile
+  std::int64_t few;           ///< how many
+};
+
+/// Panels against themselves come last: half their lags mirror the others, and threads end together on less work.
+PanelPairs panel_pairs(const Tiling& tiling);
 
 /// Channels `rows` of panel i, perhaps the whole of it, against panel j.
 struct Strip {

@@ -73,7 +73,11 @@ __attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t wi
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
       T* out = tile + r * width + v * kLanes<T>;
-      store(out, fresh ? sum[r][v] * weight : load(out) + sum[r][v] * weight);
+      if (fresh) {
+        store(out, sum[r][v] * weight);
+      } else {
+        store(out, load(out) + sum[r][v] * weight);
+      }
     }
   }
 }

@@ -101,7 +101,7 @@ class Spectra {
   std::optional<OutputWriter<T>> writer_;
   std::int64_t together_, lag_lines_, slices_ = 1;
   std::vector<T> cosines_, sines_;  ///< (frequencies, lag_lines_): of the positive lags, with the weight of a frequency
-  const std::vector<PanelPair> pairs_;
+  const PanelPairs pairs_;
   Buffer<T> spectra_, border_;
 };
 
@@ -134,8 +134,10 @@ Spectra<T>::Spectra(const SpectralProblem<T>& problem)
       sines_[at] = static_cast<T>((real ? 1 : 2) * sine[angle]);
     }
   }
-  const std::int64_t bytes = count(pairs_) * count(plan().slots) * slot_size() * static_cast<std::int64_t>(sizeof(T));
-  const std::int64_t wanted = std::min((kTasks + count(pairs_) - 1) / count(pairs_), frequencies_.count() / kTogether);
+  const std::int64_t bytes =
+      count(pairs_.list) * count(plan().slots) * slot_size() * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t wanted =
+      std::min((kTasks + count(pairs_.list) - 1) / count(pairs_.list), frequencies_.count() / kTogether);
   slices_ = std::clamp<std::int64_t>(std::min(wanted, kSums / bytes), 1, kTasks);
   const std::int64_t panels = p_.tiling.bundles * p_.tiling.panels;
   const std::int64_t of_image = panels * frequencies_.count() * 2 * width_;
@@ -330,23 +332,23 @@ bool Spectra<T>::sum_batch() {
   const std::int64_t groups = count(plan().groups), size = count(plan().slots) * slot_size();
   const std::int64_t scratch_size = kTogether * 2 * slot_size() + width_ * lag_row() + kMaxLanes;
   if (slices_ == 1) {
-    for_each_with(scratch_size + size, count(pairs_), [&](std::int64_t i, T* scratch) {
-      const PanelPair& pair = pairs_[static_cast<std::size_t>(i)];
+    for_each_with(scratch_size + size, count(pairs_.list), [&](std::int64_t i, T* scratch) {
+      const PanelPair& pair = pairs_.list[static_cast<std::size_t>(i)];
       T* sums = scratch + scratch_size;
       add_up({pair, 0}, scratch, sums, sums);
       writer_->write({pair, {0, channels(pair, pair.i)}, true}, sums, slot_size(), true, true);
     });
   } else {
     const std::int64_t slice_size = groups * slot_size(), pair_size = size + (slices_ - 1) * slice_size;
-    const Buffer<T> sums = make_buffer<T>(count(pairs_) * pair_size);
-    for_each_with(scratch_size, count(pairs_) * slices_, [&](std::int64_t i, T* scratch) {
+    const Buffer<T> sums = make_buffer<T>(count(pairs_.list) * pair_size);
+    for_each_with(scratch_size, count(pairs_.list) * slices_, [&](std::int64_t i, T* scratch) {
       const std::int64_t slice = i % slices_;
       T* of_pair = sums.get() + i / slices_ * pair_size;
       T* of_slice = slice == 0 ? of_pair : of_pair + size + (slice - 1) * slice_size;
-      add_up({pairs_[static_cast<std::size_t>(i / slices_)], slice}, scratch, of_slice, of_pair);
+      add_up({pairs_.list[static_cast<std::size_t>(i / slices_)], slice}, scratch, of_slice, of_pair);
     });
-    for_each(p_.parallel_for, count(pairs_), [&](std::int64_t i) {
-      const PanelPair& pair = pairs_[static_cast<std::size_t>(i)];
+    for_each(p_.parallel_for, count(pairs_.list), [&](std::int64_t i) {
+      const PanelPair& pair = pairs_.list[static_cast<std::size_t>(i)];
       T* total = sums.get() + i * pair_size;
       const Range needed = needed_groups(pair);
       for (std::int64_t slice = 1; slice < slices_; ++slice) {

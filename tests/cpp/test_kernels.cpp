@@ -217,6 +217,26 @@ TEST(an_empty_sum_only_scales_the_output) {
   }
 }
 
+TEST(blocks_of_panels_are_summed_box_after_box) {
+  Random random(11);
+  for (const std::int64_t groups : {1, 2}) {
+    Images x({40, 700, 1, 1}, ScalarType::kFloat32, Layout::kPlanes);
+    x.fill_integers(random);
+    const std::vector<double> expected = reference::covariance(x.view(), groups, true);
+    for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
+      cpu::force_instruction_set(*set);
+      for (const std::int64_t packed : {16 << 20, 1 << 16}) {  // one batch of boxes, several
+        cpu::Tuning tuning;
+        tuning.limits = {0, 0, 0, 0, 1 << 19, 1 << 13, packed};
+        check_kernel(random, groups, 700 / groups + 1, x.view(), expected, testing::describe(x.view(), {}),
+                     [&](const Update& update, const FactorView& out, const Execution& run) {
+                       cpu::covariance(x.view(), true, update, out, run, tuning);
+                     });
+      }
+    }
+  }
+}
+
 TEST(images_larger_than_a_box_are_cut_into_bands) {
   Random random(6);
   const ConvGeometry tall{{3, 1, 1, 2, 700}, {3, 1, 0, 1, 10}}, wide{{3, 2, 1, 1, 6}, {3, 1, 2, 2, 1500}};
