@@ -208,7 +208,8 @@ void Summation<T>::sum_boxes() {
   const std::vector<Strip> strips = this->strips(rows);
   const std::int64_t strip_size = slots() * slot_size;
   const bool lags = p_.plan.reach_down + p_.plan.reach_right > 0;
-  const bool together = !lags && rows == width && count(pairs_.blocks) >= kStrips &&
+  const bool one_strip_each = count(strips) == count(pairs_.list);
+  const bool together = !lags && one_strip_each && count(pairs_.blocks) >= kStrips &&
                         bytes(pairs_.few * pairs_.few * strip_size) <= p_.limits.added;
   const std::vector<Range> tasks = together ? pairs_.blocks : split(count(strips), 1);
   const std::int64_t panels = together ? 2 * pairs_.few : 2;
