@@ -58,7 +58,7 @@ struct Kernels {
   /// other, and scaling it by a power of two changes no bit of V.
   void (*eigh)(const EighProblem* problems, std::int64_t count, const Execution& run);
 
-  /// The instruction set that runs, for `ops.build_info()`: "v2", "v3", "v4" (x86-64 levels) or
+  /// The instruction set that runs, for `ops.build_info()`: "v2", "v3", "v4" (x86-64 levels), "amx" or
   /// "generic", and of CUDA all that were compiled, "sm_80 sm_90".
   const char* (*instruction_set)();
 };

@@ -335,7 +335,7 @@ def run_with_instruction_set(level: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("level", ["generic", "v2", "v3", "v4"])
+@pytest.mark.parametrize("level", ["generic", "v2", "v3", "v4", "amx"])
 def test_instruction_set(level: str) -> None:
     result = run_with_instruction_set(level)
     if "must name an instruction set of this CPU" in result.stderr:

@@ -70,7 +70,7 @@ print(ops.build_info()["simd"])
 """
 
 
-@pytest.mark.parametrize("level", ["generic", "v2", "v3", "v4"])
+@pytest.mark.parametrize("level", ["generic", "v2", "v3", "v4", "amx"])
 def test_instruction_set(level: str) -> None:
     tests = Path(__file__).parent
     result = subprocess.run(

@@ -137,7 +137,7 @@ def test_build_info() -> None:
         *("version", "torch", "torch_compiled_against", "simd", "threads"),
         *("cuda", "cuda_architectures", "cuda_devices"),
     }
-    assert info["simd"] in ("v4", "v3", "v2", "generic") and info["cuda"] in (True, False)
+    assert info["simd"] in ("amx", "v4", "v3", "v2", "generic") and info["cuda"] in (True, False)
     assert info["torch"].startswith(info["torch_compiled_against"].partition("+")[0])
     assert info["threads"] == torch.get_num_threads()
     assert info["cuda"] == bool(info["cuda_architectures"])

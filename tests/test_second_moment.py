@@ -317,7 +317,7 @@ FOR_EACH_SET = (
 )
 
 
-@pytest.mark.parametrize("level", ["generic", "v2", "v3", "v4"])
+@pytest.mark.parametrize("level", ["generic", "v2", "v3", "v4", "amx"])
 def test_instruction_set(level: str) -> None:
     tests = Path(__file__).parent
     cases = json.dumps([CONVOLUTIONS[name] for name in FOR_EACH_SET])

@@ -9,6 +9,7 @@
 #include "panels.h"
 #include "simd.h"
 #include "spectral.h"
+#include "tile_gram.h"
 
 namespace eigendamage::cpu {
 namespace {
@@ -40,14 +41,32 @@ const ParallelFor& threads(const Plan& plan, const Tiling& tiling, std::int64_t 
   return static_cast<double>(images) * image + output < tuning.alone ? alone : *run.parallel_for;
 }
 
+/// By matrix units where that is faster: chunks(tiles) makes their packer.
+template <class T, class MakeChunks>
+void sum(const GramProblem<T>& problem, const MakeChunks& chunks) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (tiles_pay(problem)) {
+      const std::unique_ptr<ChunkPacker> packer = chunks(*problem.simd.tiles);
+      if (problem.tiles == 0 || problem.tiling.panels >= packer->least_panels()) {
+        if (sum_tiles(problem, *packer)) return;
+      }
+    }
+  }
+  sum_grams(problem);
+}
+
 /// Sums over the pixels of x.
 template <class T>
 void sum_pixels(const PanelKernels<T>& simd, const ImageView& x, const Plan& plan, bool bias, const Update& update,
                 const FactorView& out, const Execution& run, const Tuning& tuning) {
   const Tiling tiling = tile_channels(simd, out.groups, x.channels / out.groups, bias, true);
   const auto packer = pack_pixels(simd, x, tiling);
-  sum_grams<T>({simd, plan, tiling, *packer, x.batch, update, out, threads(plan, tiling, x.batch, run, tuning),
-                tuning.limits, tuning.around});
+  const GramProblem<T> problem{simd,          plan,          tiling,      *packer,
+                               x.batch,       update,        out,         threads(plan, tiling, x.batch, run, tuning),
+                               tuning.limits, tuning.around, tuning.tiles};
+  sum(problem, [&](const TileKernels& tiles) {
+    if constexpr (sizeof(T) == sizeof(float)) return chunk_pixels(tiles, plan, tiling, *packer, x);
+  });
 }
 
 /// Sums over the outputs of a convolution, from patches written out for a box of outputs at a time.
@@ -56,8 +75,12 @@ void sum_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeom
                  const Update& update, const FactorView& out, const Execution& run, const Tuning& tuning) {
   const Plan plan = dense_plan(geometry.vertical.output, geometry.horizontal.output);
   const auto packer = pack_patches(simd, x, geometry, tiling);
-  sum_grams<T>({simd, plan, tiling, *packer, x.batch, update, out, threads(plan, tiling, x.batch, run, tuning),
-                tuning.limits, tuning.around});
+  const GramProblem<T> problem{simd,          plan,          tiling,      *packer,
+                               x.batch,       update,        out,         threads(plan, tiling, x.batch, run, tuning),
+                               tuning.limits, tuning.around, tuning.tiles};
+  sum(problem, [&](const TileKernels& tiles) {
+    if constexpr (sizeof(T) == sizeof(float)) return chunk_panels(tiles, plan, tiling, *packer, x.type);
+  });
 }
 
 const GradientKernels<float>& products(const PanelKernels<float>&) { return instruction_set().single_gradients; }

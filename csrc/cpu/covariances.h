@@ -12,6 +12,7 @@ struct Tuning {
   PatchForm form = PatchForm::kCheaper;
   Limits limits = {};
   double alone = 4e6;  ///< multiply-adds that the calling thread does by itself: others take as long to wake up
+  double tiles = 8e6;  ///< multiply-adds from which on matrix units are used; 0 wherever they can be
   std::int64_t spectra = 20 << 20;  ///< bytes of spectra, shared by the threads
   std::int64_t around = 16 << 20;   ///< bytes of a result from which on it is written around the caches
 };

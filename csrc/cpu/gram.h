@@ -43,6 +43,7 @@ struct GramProblem {
   const ParallelFor& parallel_for;
   Limits limits;
   std::int64_t around;  ///< bytes of `out` from which on it is written around the caches
+  double tiles;         ///< multiply-adds from which on matrix units are worth the time that they take to begin
 };
 
 template <class T>

@@ -37,25 +37,20 @@ template <class T>
 class PixelPacker final : public Packer<T> {
  public:
   PixelPacker(const PanelKernels<T>& simd, const ImageView& x, const Tiling& tiling)
-      : simd_(simd), x_(x), tiling_(tiling) {}
+      : Packer<T>(tiling.bundles * tiling.panels, tiling.width), simd_(simd), x_(x), tiling_(tiling) {}
 
-  std::int64_t tasks(const Box& box) const override {
-    return tiling_.bundles * tiling_.panels * box.images.size() * row_blocks(box);
-  }
+  std::int64_t piece_tasks(const Box& box) const override { return box.images.size() * row_blocks(box); }
 
-  void pack(const Box& box, std::int64_t task, T* packed) const override {
-    const std::int64_t block = task % row_blocks(box);
-    task /= row_blocks(box);
-    const std::int64_t image = task % box.images.size();
-    task /= box.images.size();
+  void pack_piece(const Box& box, std::int64_t piece, std::int64_t task, T* out) const override {
+    const std::int64_t block = task % row_blocks(box), image = task / row_blocks(box);
     const std::int64_t columns = box.packed_columns.size(), first = block * rows_per_task(box);
     const std::int64_t rows = std::min(rows_per_task(box), box.packed_rows.size() - first);
-    T* out = packed + ((task * box.packed_rows.size() + first) * columns * box.images.size() + image) * tiling_.width;
+    out += (first * columns * box.images.size() + image) * tiling_.width;
 
     // Rows that follow each other in memory are one long row.
     const bool joined = columns == x_.width && x_.height_stride == x_.width * x_.width_stride;
     for (std::int64_t row = 0; row < (joined ? 1 : rows); ++row) {
-      pack_row(task / tiling_.panels, task % tiling_.panels, box.images.begin + image,
+      pack_row(piece / tiling_.panels, piece % tiling_.panels, box.images.begin + image,
                box.packed_rows.begin + first + row, box.packed_columns.begin, joined ? rows * columns : columns,
                box.images.size() * tiling_.width, out + row * columns * box.images.size() * tiling_.width);
     }
@@ -176,29 +171,27 @@ template <class T>
 class PatchPacker final : public Packer<T> {
  public:
   PatchPacker(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry, const Tiling& tiling)
-      : simd_(simd),
+      : Packer<T>(tiling.groups, tiling.panels * tiling.width),
+        simd_(simd),
         x_(x),
         geometry_(geometry),
         tiling_(tiling),
         group_channels_(tiling.channels / (geometry.vertical.kernel * geometry.horizontal.kernel)) {}
 
-  std::int64_t tasks(const Box& box) const override {
+  std::int64_t piece_tasks(const Box& box) const override {
     if (box.positions() == 0) return 0;
     const Blocks blocks = split(box);
-    return tiling_.groups * blocks.count(box.images, blocks.images) * blocks.count(box.rows, blocks.rows);
+    return blocks.count(box.images, blocks.images) * blocks.count(box.rows, blocks.rows);
   }
 
-  void pack(const Box& box, std::int64_t task, T* packed) const override {
+  void pack_piece(const Box& box, std::int64_t group, std::int64_t task, T* out) const override {
     const Blocks blocks = split(box);
     const std::int64_t row_blocks = blocks.count(box.rows, blocks.rows);
-    const std::int64_t image_blocks = blocks.count(box.images, blocks.images);
     const Range rows = blocks.part(box.rows, blocks.rows, task % row_blocks);
-    const Range images = blocks.part(box.images, blocks.images, task / row_blocks % image_blocks);
-    const std::int64_t group = task / row_blocks / image_blocks;
+    const Range images = blocks.part(box.images, blocks.images, task / row_blocks);
 
     const std::int64_t stride = box.images.size() * tiling_.width, row_size = box.columns.size() * stride;
-    T* out = packed + group * tiling_.panels * box.rows.size() * row_size + (rows.begin - box.rows.begin) * row_size +
-             (images.begin - box.images.begin) * tiling_.width;
+    out += (rows.begin - box.rows.begin) * row_size + (images.begin - box.images.begin) * tiling_.width;
     Buffer<T> staged;
     const PatchSource<T> source = reads_inside(rows, box.columns) ? in_place(images, group, rows, box.columns)
                                                                   : stage(images, group, rows, box.columns, staged);

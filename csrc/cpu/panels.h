@@ -68,16 +68,29 @@ Buffer<T> make_buffer(std::int64_t size) {
 }
 
 /// Fills the panels of a box: packed[bundle][panel][row][column][image][width], images innermost so that any rectangle is
-/// made of long runs.
+/// made of long runs. A piece is what is packed apart from the others, a panel or all panels of a bundle.
 template <class T>
 class Packer {
  public:
+  Packer(std::int64_t pieces, std::int64_t channels) : pieces_(pieces), channels_(channels) {}
   virtual ~Packer() = default;
-  virtual std::int64_t tasks(const Box& box) const = 0;
-  virtual void pack(const Box& box, std::int64_t task, T* packed) const = 0;
+
+  std::int64_t pieces() const { return pieces_; }
+  std::int64_t piece_size(const Box& box) const { return box.positions() * channels_; }
+  std::int64_t tasks(const Box& box) const { return pieces_ * piece_tasks(box); }
+  void pack(const Box& box, std::int64_t task, T* packed) const {
+    const std::int64_t each = piece_tasks(box), piece = task / each;
+    pack_piece(box, piece, task % each, packed + piece * piece_size(box));
+  }
+
+  virtual std::int64_t piece_tasks(const Box& box) const = 0;
+  virtual void pack_piece(const Box& box, std::int64_t piece, std::int64_t task, T* out) const = 0;
 
   /// The memory that packing the box reads, where it is in one piece.
   virtual Ahead source(const Box&) const { return {}; }
+
+ private:
+  std::int64_t pieces_, channels_;  ///< channels of a piece
 };
 
 /// Positions are the pixels of x.

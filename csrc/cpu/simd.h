@@ -12,6 +12,7 @@
 #include "eigh/triangle.h"
 #include "gradients.h"
 #include "spectral_kernels.h"
+#include "tiles.h"
 
 namespace eigendamage::cpu {
 
@@ -77,6 +78,8 @@ struct PanelKernels {
 
   /// line[p] = in[p·step] for p < count.
   void (*widen)(const void* in, ScalarType type, std::int64_t step, std::int64_t count, T* line);
+
+  const TileKernels* tiles = nullptr;  ///< of floats; null where the CPU has no matrix units
 };
 
 struct InstructionSet {
@@ -103,12 +106,15 @@ extern const InstructionSet kGeneric;
 #if defined(__x86_64__) && __GNUC__ >= 12 && !defined(__clang__)
 #define EIGENDAMAGE_X86_LEVELS 1
 extern const InstructionSet kX86V2, kX86V3, kX86V4;
+#ifdef __linux__
+extern const TileKernels kAmxTiles;  ///< to go with kX86V4
+#endif
 #endif
 
 /// The sets that this CPU can run, best first; the last one is kGeneric.
 std::vector<const InstructionSet*> supported_instruction_sets();
 
-/// The set that the kernels use: the best one, or the one named by EIGENDAMAGE_SIMD (v2, v3, v4, generic). Chosen once.
+/// The set that the kernels use: the best one, or the one named by EIGENDAMAGE_SIMD (generic, v2, v3, v4, amx). Chosen once.
 /// Throws std::runtime_error while the variable names a set that is unknown or that this CPU lacks.
 const InstructionSet& instruction_set();
 

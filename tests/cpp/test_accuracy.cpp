@@ -30,9 +30,12 @@ TEST(float_sums_are_as_accurate_as_a_float_matrix_product) {
     for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
       cpu::force_instruction_set(*set);
       for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect}) {
-        for (const std::int64_t kept : {1 << 20, 0}) {
+        for (const auto& [kept, tiles] :
+             {std::pair<std::int64_t, double>{1 << 20, 1e99}, {1 << 20, 0}, {0, 1e99}, {0, 0}}) {
           Output out(1, 45, ScalarType::kFloat32, 0, random);
-          cpu::patch_covariance(x.view(), geometry, false, {1, 0}, out.view(), run, {form, {.kept = kept}});
+          cpu::Tuning tuning{form, {.kept = kept}};
+          tuning.tiles = tiles;
+          cpu::patch_covariance(x.view(), geometry, false, {1, 0}, out.view(), run, tuning);
           const double error = distance(out.values(), exact);
           CHECK(!(error > bound) && std::isfinite(error),
                 std::string(set->name) + " error " + std::to_string(error / norm(exact) * 1e7) + "e-7, plain " +

@@ -35,13 +35,16 @@ constexpr cpu::Limits kAllKept{1 << 30, 1 << 30, 1 << 13, 0, 0, 0};
 cpu::Tuning random_tuning(Random& random) {
   const cpu::Limits limits[] = {{}, kTinyLimits, kSmallLimits, kNothingKept, kAllKept};
   const cpu::PatchForm forms[] = {cpu::PatchForm::kCheaper, cpu::PatchForm::kLags, cpu::PatchForm::kDirect};
-  return {forms[pick(random, 0, 2)], limits[pick(random, 0, 4)], pick(random, 0, 2) ? 0.0 : 4e6};
+  cpu::Tuning tuning{forms[pick(random, 0, 2)], limits[pick(random, 0, 4)], pick(random, 0, 2) ? 0.0 : 4e6};
+  if (pick(random, 0, 3)) tuning.tiles = 0;
+  return tuning;
 }
 
+/// The best one half of the time.
 void force_random_instruction_set(Random& random) {
   const auto sets = cpu::supported_instruction_sets();
-  cpu::force_instruction_set(
-      *sets[static_cast<std::size_t>(pick(random, 0, static_cast<std::int64_t>(sets.size()) - 1))]);
+  const auto last = static_cast<std::int64_t>(sets.size()) - 1;
+  cpu::force_instruction_set(*sets[static_cast<std::size_t>(pick(random, 0, 1) ? 0 : pick(random, 0, last))]);
 }
 
 /// Runs launch(view, update, execution) on an output of random content and checks the result.
@@ -148,6 +151,7 @@ TEST(results_written_around_the_caches_are_the_same) {
           cpu::Tuning through{form}, around{form};
           through.limits = around.limits = pick(random, 0, 1) ? cpu::Limits{} : kNothingKept;
           around.around = 0;
+          through.tiles = around.tiles = pick(random, 0, 1) ? 0 : through.tiles;
           const bool bias = pick(random, 0, 2) == 0;
           const std::string message = testing::describe(single.view(), geometry) + " " + set->name;
           for (const std::int64_t threads : {1, 3}) {
@@ -228,6 +232,7 @@ TEST(blocks_of_panels_are_summed_box_after_box) {
       for (const std::int64_t packed : {16 << 20, 1 << 16}) {  // one batch of boxes, several
         cpu::Tuning tuning;
         tuning.limits = {0, 0, 0, 0, 1 << 19, 1 << 13, packed};
+        tuning.tiles = packed == 1 << 16 ? 0 : tuning.tiles;
         check_kernel(random, groups, 700 / groups + 1, x.view(), expected, testing::describe(x.view(), {}),
                      [&](const Update& update, const FactorView& out, const Execution& run) {
                        cpu::covariance(x.view(), true, update, out, run, tuning);
@@ -328,6 +333,42 @@ TEST(non_finite_numbers_show_in_their_channel_and_nowhere_else) {
           // Pixel (4, 1) is read by kernel offset (1, 1) alone, number 3.
           CHECK(std::isnan(patch.at(0, i, j)) == (i == 15 || j == 15), "patch");
           CHECK(!std::isinf(patch.at(0, i, j)), "patch");
+        }
+      }
+    }
+  }
+}
+
+TEST(matrix_units_leave_numbers_that_are_not_finite_to_others) {
+  const auto sets = cpu::supported_instruction_sets();
+  if (!sets.front()->single_precision.tiles) return;
+  Random random(12);
+  const ConvGeometry geometry{{3, 1, 1, 1, 8}, {3, 1, 1, 1, 8}};
+  const double largest = std::numeric_limits<float>::max();
+  for (const double special : {kNan, std::numeric_limits<double>::infinity(), largest}) {
+    for (const Layout layout : testing::kLayouts) {
+      for (const std::int64_t packed : {16 << 20, 1 << 14}) {  // of one batch of boxes, of several
+        Images x({4, 70, 8, 8}, ScalarType::kFloat32, layout);
+        x.fill_integers(random);
+        x.set(pick(random, 0, 3), pick(random, 0, 69), pick(random, 0, 7), pick(random, 0, 7), special);
+        const ParallelFor parallel_for = testing::threads(3);
+        const Execution run{&parallel_for};
+        cpu::Tuning tuning;
+        tuning.tiles = 0;
+        tuning.limits.packed = packed;
+        tuning.limits.kept = pick(random, 0, 1) << 20;
+        Output by_tiles(1, 70, ScalarType::kFloat32, 0, random), without(1, 70, ScalarType::kFloat32, 0, random);
+        for (const double beta : {0.0, 1.0}) {
+          cpu::force_instruction_set(*sets[0]);
+          cpu::channel_covariance(x.view(), geometry, {1, beta}, by_tiles.view(), run, tuning);
+          cpu::force_instruction_set(*sets[1]);
+          cpu::channel_covariance(x.view(), geometry, {1, beta}, without.view(), run, tuning);
+        }
+        for (std::int64_t i = 0; i < 70; ++i) {
+          for (std::int64_t j = 0; j < 70; ++j) {
+            const double a = by_tiles.at(0, i, j), b = without.at(0, i, j);
+            CHECK(a == b || (std::isnan(a) && std::isnan(b)), testing::describe(x.view(), geometry));
+          }
         }
       }
     }

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+
+#include "../lag_form/plan.h"
+#include "../views.h"
+
+namespace eigendamage::cpu {
+
+constexpr std::int64_t kChunk = 32;      ///< positions that a product of tiles sums
+constexpr std::int64_t kTileWidth = 32;  ///< channels of a panel in tiles: two tiles of 16
+constexpr std::int64_t kSide = 1024;     ///< bfloat16 numbers of a part of a chunk, on one side of a product
+
+/// Sixteen positions in a row: those in `mask` of lines at `offset`, each counted as often as its weight says.
+struct Segment16 {
+  std::int64_t offset;
+  std::uint32_t mask;
+  const float* weights;
+};
+
+/// Products of bfloat16 numbers, summed as floats by the CPU's matrix units. A float is the sum of three bfloat16s of 8 bits
+/// each, its parts; the products of parts that matter to a float are summed one after the other.
+///
+/// A chunk holds 32 positions of a panel of 32 channels for both sides of a product: all parts as rows of positions, one for
+/// each channel, then all parts as rows of channels, one for each pair of positions; in tiles of 16 rows.
+struct TileKernels {
+  /// chunk = the channels in `channels`, a bit for each, at 32 positions, as that many parts; those in `constant` are 1 and
+  /// others 0, as are positions that are null. Returns whether the chunk is right: not where a number is not finite, or so large
+  /// that its first part is not.
+  bool (*split_positions)(const float* const* positions, std::uint32_t channels, std::uint32_t constant,
+                          std::int64_t parts, std::uint16_t* chunk);
+
+  /// chunk = 32 lines of numbers, one for each channel or null for zeros, at the positions of two segments, as three parts;
+  /// with `weighted`, those on the left of a product times the weights. Meanwhile lines at `next` are fetched. Likewise.
+  bool (*split_lines)(const float* const* lines, const Segment16* segments, bool weighted, const std::int64_t* next,
+                      std::uint16_t* chunk);
+
+  /// PanelKernels<float>::gram of chunks of two panels, each `step` numbers after the one before. rows.begin is a multiple
+  /// of 16.
+  void (*gram)(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, std::int64_t chunks,
+               std::int64_t parts, const Range& rows, std::int64_t columns, bool upper, float weight, bool fresh,
+               float* tile);
+};
+
+constexpr std::int64_t chunk_size(std::int64_t parts) { return 2 * parts * kSide; }
+
+/// Parts that hold every number of the type exactly, as long as it is not tiny.
+inline std::int64_t parts_of(ScalarType type) {
+  return type == ScalarType::kBFloat16 ? 1 : type == ScalarType::kFloat16 ? 2 : 3;
+}
+
+}  // namespace eigendamage::cpu
