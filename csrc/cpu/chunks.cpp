@@ -77,7 +77,7 @@ class PanelChunks : public ChunkPacker {
       const float* positions[kChunk];
       const std::int64_t* at = list.positions.data() + i * kChunk;
       for (std::int64_t k = 0; k < kChunk; ++k) positions[k] = at[k] < 0 ? nullptr : first + at[k];
-      right &= tiles_.split_positions(positions, channels, constant, parts_, chunks);
+      right &= tiles_.split_positions(positions, channels, constant, parts_, chunks, chunks + parts_ * kSide);
     }
     return right;
   }

@@ -79,7 +79,8 @@ void second_moment(const PanelKernels<T>& simd, const GradientKernels<T>& gradie
   const std::int64_t bundled = bundled_groups(simd, groups, inputs, outputs);
   const GradientForm form =
       tuning.form == GradientForm::kCheaper ? cheapest(simd, offsets, groups, inputs, outputs) : tuning.form;
-  Layer<T> layer{simd, gradients, update, out, geometry, x.batch, x.height, x.width, geometry.horizontal.kernel, 1};
+  Layer<T> layer{simd, gradients, update, out, geometry, x.batch, x.height, x.width, geometry.horizontal.kernel,
+                 1,    x.type};
   const auto add = [&](const ImageView& x, const ImageView& g) {
     layer.x_packer =
         layer.entries > 1 ? pack_patches(simd, x, geometry, layer.x_tiling) : pack_pixels(simd, x, layer.x_tiling);

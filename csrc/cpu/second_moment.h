@@ -13,6 +13,7 @@ struct GradientTuning {
   std::int64_t packed = 8 << 20;  ///< of packed examples that all threads share; one example at least
   std::int64_t own = 1 << 19;     ///< of those that a thread packs for itself
   std::int64_t sums = 16 << 20;   ///< of sums, where every thread has its own
+  double tiles = 8e6;             ///< multiply-adds from which on matrix units are used; 0 wherever they can be
 };
 
 /// As in kernels.h.

@@ -79,7 +79,7 @@ inline void transpose_words(const std::uint16_t* from, std::uint16_t* to) {
   }
 }
 
-constexpr std::int64_t kTile = 512;  // bfloat16 numbers
+constexpr std::int64_t kTile = 512, kRow = 32;  // bfloat16 numbers
 
 // Two vectors' parts, as pairs of their numbers.
 template <int Count>
@@ -97,28 +97,61 @@ inline Floats some(const float* p, std::uint32_t mask) {
 
 template <int Count>
 bool split_positions_into(const float* const* positions, std::uint32_t channels, std::uint32_t constant,
-                          std::uint16_t* chunk) {
+                          std::uint16_t* left, std::uint16_t* right) {
   Special special = 0;
+  alignas(64) std::uint16_t aside[Count * kSide];
+  if (!right) right = aside;
   for (int half = 0; half < 2; ++half, channels >>= kRows, constant >>= kRows) {
     const auto at = [&](const float* position) {
       if (!position) return Floats{};
       const Floats numbers = some(position + half * kRows, channels);
       return (Floats)_mm512_mask_mov_ps((__m512)numbers, static_cast<__mmask16>(constant), (__m512)(Floats{} + 1));
     };
-    std::uint16_t *left = chunk + half * kTile, *right = left + Count * kSide;
+    std::uint16_t* rows = right + half * kTile;
     for (int i = 0; i < kRows; ++i) {
-      store_parts<Count>(at(positions[i]), at(positions[i + kRows]), right + i * 2 * kRows, special);
+      store_parts<Count>(at(positions[i]), at(positions[i + kRows]), rows + i * kRow, special);
     }
-    for (int part = 0; part < Count; ++part) transpose_words(right + part * kSide, left + part * kSide);
+    for (int part = 0; left && part < Count; ++part) {
+      transpose_words(rows + part * kSide, left + half * kTile + part * kSide);
+    }
   }
   return special == 0;
 }
 
 bool split_positions(const float* const* positions, std::uint32_t channels, std::uint32_t constant, std::int64_t parts,
-                     std::uint16_t* chunk) {
-  if (parts == 1) return split_positions_into<1>(positions, channels, constant, chunk);
-  if (parts == 2) return split_positions_into<2>(positions, channels, constant, chunk);
-  return split_positions_into<3>(positions, channels, constant, chunk);
+                     std::uint16_t* left, std::uint16_t* right) {
+  if (parts == 1) return split_positions_into<1>(positions, channels, constant, left, right);
+  if (parts == 2) return split_positions_into<2>(positions, channels, constant, left, right);
+  return split_positions_into<3>(positions, channels, constant, left, right);
+}
+
+// Eight rows of pairs of one part. A side of few positions is made of blocks of them, two of which are a tile: on the right,
+// for each half of the channels, low, high, middle, high; on the left middle with high, then high with low.
+constexpr int kBlock = 8 * kRow;
+
+bool split_few(const float* const* positions, std::uint16_t* left, std::uint16_t* right) {
+  Special special = 0;
+  alignas(64) std::uint16_t aside[4 * kBlock];
+  for (int half = 0; half < 2; ++half) {
+    std::uint16_t* blocks = right ? right + half * 4 * kBlock : aside;
+    for (int i = 0; i < kRows / 2; ++i) {
+      const auto at = [&](const float* position) { return position ? vector(position + half * kRows) : Floats{}; };
+      const Parts a = parts_of<3>(at(positions[i]), special), b = parts_of<3>(at(positions[i + 8]), special);
+      const Words high = paired(a.part[0], b.part[0]);
+      auto* row = reinterpret_cast<Words*>(blocks + i * kRow);
+      constexpr int block = kBlock / kRow;
+      row[0] = paired(a.part[2], b.part[2]);
+      row[block] = row[3 * block] = high;
+      row[2 * block] = paired(a.part[1], b.part[1]);
+    }
+    if (!left) continue;
+    transpose_words(blocks + 2 * kBlock, left + half * kTile);
+    alignas(64) std::uint16_t high_low[2 * kBlock];
+    __builtin_memcpy(high_low, blocks + kBlock, kBlock * sizeof(std::uint16_t));
+    __builtin_memcpy(high_low + kBlock, blocks, kBlock * sizeof(std::uint16_t));
+    transpose_words(high_low, left + kSide + half * kTile);
+  }
+  return special == 0;
 }
 
 template <bool Weighted>
@@ -139,8 +172,8 @@ bool split_lines_of(const float* const* lines, const Segment16* segments, const 
         __builtin_prefetch(line + next[0], 0, 2);
         __builtin_prefetch(line + next[1], 0, 2);
       }
-      store_parts<3>(first, second, plain + i * 2 * kRows, special);
-      if constexpr (Weighted) store_parts<3>(first * a_weights, second * b_weights, left + i * 2 * kRows, special);
+      store_parts<3>(first, second, plain + i * kRow, special);
+      if constexpr (Weighted) store_parts<3>(first * a_weights, second * b_weights, left + i * kRow, special);
     }
     for (int part = 0; part < 3; ++part) transpose_words(plain + part * kSide, left + (3 + part) * kSide);
   }
@@ -171,6 +204,12 @@ struct Products {
     if constexpr (kLeft) _tile_loadd(6, b, kLine);
     if constexpr (kRightSide) _tile_loadd(7, b + kTile, kLine);
   }
+  // Two blocks of few positions, from the one of that number on.
+  static void blocks(const std::uint16_t* b, int block) {
+    b += block * kBlock;
+    if constexpr (kLeft) _tile_loadd(6, b, kLine);
+    if constexpr (kRightSide) _tile_loadd(7, b + 4 * kBlock, kLine);
+  }
   static void add() {
     if constexpr (Wanted & kFirst) _tile_dpbf16ps(0, 4, 6);
     if constexpr (Wanted & kRightTile) _tile_dpbf16ps(1, 4, 7);
@@ -187,47 +226,85 @@ inline void add_tile(const float* sums, float weight, bool fresh, float* tile) {
   }
 }
 
-template <int Count, unsigned Wanted>
-void gram_tiles(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, std::int64_t chunks, float weight,
-                bool fresh, float* tile) {
+// The sums of products of parts of one chunk. Count 0 stands for few positions. meanwhile(i) runs after the i-th of them, of
+// which there are kProducts<Count>.
+template <int Count>
+constexpr int kProducts = Count == 0   ? 3
+                          : Count == 1 ? 1
+                          : Count == 2 ? 4
+                                       : 6;
+
+template <int Count, unsigned Wanted, class Meanwhile>
+inline void multiply(const std::uint16_t* a, const std::uint16_t* b, const Meanwhile& meanwhile) {
   using P = Products<Wanted>;
-  _tile_loadconfig(&kShapes);
+  if constexpr (Count == 0) {
+    P::rows(a, 0);
+    P::blocks(b, 1);
+    P::add();
+    meanwhile(0);
+    P::blocks(b, 2);
+    P::add();
+    meanwhile(1);
+    P::rows(a, 1);
+    P::blocks(b, 0);
+    P::add();
+    meanwhile(2);
+  } else if constexpr (Count == 1) {
+    P::rows(a, 0);
+    P::columns(b, 0);
+    P::add();
+    meanwhile(0);
+  } else if constexpr (Count == 2) {
+    P::rows(a, 1);
+    P::columns(b, 1);
+    P::add();
+    meanwhile(0);
+    P::columns(b, 0);
+    P::add();
+    meanwhile(1);
+    P::rows(a, 0);
+    P::add();
+    meanwhile(2);
+    P::columns(b, 1);
+    P::add();
+    meanwhile(3);
+  } else {
+    P::rows(a, 2);
+    P::columns(b, 0);
+    P::add();
+    meanwhile(0);
+    P::rows(a, 1);
+    P::add();
+    meanwhile(1);
+    P::columns(b, 1);
+    P::add();
+    meanwhile(2);
+    P::rows(a, 0);
+    P::add();
+    meanwhile(3);
+    P::columns(b, 2);
+    P::add();
+    meanwhile(4);
+    P::columns(b, 0);
+    P::add();
+    meanwhile(5);
+  }
+}
+
+inline void clear_sums() {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
+}
+
+template <int Count, unsigned Wanted>
+void gram_tiles(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, std::int64_t chunks, float weight,
+                bool fresh, float* tile) {
+  _tile_loadconfig(&kShapes);
+  clear_sums();
   b += Count * kSide;
-  for (; chunks > 0; --chunks, a += step, b += step) {
-    if constexpr (Count == 1) {
-      P::rows(a, 0);
-      P::columns(b, 0);
-      P::add();
-    } else if constexpr (Count == 2) {
-      P::rows(a, 1);
-      P::columns(b, 1);
-      P::add();
-      P::columns(b, 0);
-      P::add();
-      P::rows(a, 0);
-      P::add();
-      P::columns(b, 1);
-      P::add();
-    } else {
-      P::rows(a, 2);
-      P::columns(b, 0);
-      P::add();
-      P::rows(a, 1);
-      P::add();
-      P::columns(b, 1);
-      P::add();
-      P::rows(a, 0);
-      P::add();
-      P::columns(b, 2);
-      P::add();
-      P::columns(b, 0);
-      P::add();
-    }
-  }
+  for (; chunks > 0; --chunks, a += step, b += step) multiply<Count, Wanted>(a, b, [](int) {});
   alignas(64) float sums[kRows * kRows];
   if constexpr (Wanted & kFirst) {
     _tile_stored(0, sums, kLine);
@@ -272,9 +349,107 @@ void gram(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, std
   sum(a + rows.begin / kRows * kTile, b, step, chunks, weight, fresh, tile);
 }
 
+constexpr int kTileSums = kRows * kRows;
+
+template <unsigned Wanted>
+inline void store_sums(float* sums) {
+  if constexpr (Wanted & kFirst) _tile_stored(0, sums, kLine);
+  if constexpr (Wanted & kRightTile) _tile_stored(1, sums + kTileSums, kLine);
+  if constexpr (Wanted & kBelow) _tile_stored(2, sums + 2 * kTileSums, kLine);
+  if constexpr (Wanted & kLast) _tile_stored(3, sums + 3 * kTileSums, kLine);
+}
+
+// tile += sums², of one of the four tiles.
+template <unsigned Wanted>
+inline void add_squares(const float* sums, int which, float* tile) {
+  if (!(Wanted >> which & 1)) return;
+  sums += which * kTileSums;
+  tile += which / 2 * kRows * kTileWidth + which % 2 * kRows;
+  for (int r = 0; r < kRows; ++r, sums += kRows, tile += kTileWidth) {
+    const Floats sum = vector(sums);
+    _mm512_storeu_ps(tile, (__m512)(vector(tile) + sum * sum));
+  }
+}
+
+// Where more chunks than this are added up, their sums are taken out of the units and added to each other: a float sum of fewer
+// roundings.
+constexpr std::int64_t kListed = 16;
+
+template <unsigned Wanted>
+__attribute__((noinline)) void take_sums(float* taken, bool first) {
+  alignas(64) float sums[4 * kTileSums] = {};
+  store_sums<Wanted>(sums);
+  clear_sums();
+  for (int i = 0; i < 4 * kTileSums; i += kRows) {
+    _mm512_store_ps(taken + i, (__m512)(first ? vector(sums + i) : vector(taken + i) + vector(sums + i)));
+  }
+}
+
+// A panel of an example is squared while the next one is multiplied. Panels follow each other faster than examples, so that
+// what is on the right stays near.
+template <int Count, unsigned Wanted>
+void square_tiles(const Sides& sides, float* tiles) {
+  constexpr std::int64_t step = Count * kSide;
+  constexpr int squared = kProducts<Count> < 4 ? kProducts<Count> : 4;
+  alignas(64) float sums[2][4 * kTileSums] = {}, taken[4 * kTileSums];
+  _tile_loadconfig(&kShapes);
+  float *now = sums[0], *before = sums[1], *tile_before = tiles;
+  for (std::int64_t n = 0; n < sides.examples; ++n) {
+    const std::uint16_t *a = sides.a + n * sides.a_step, *b = sides.b + n * sides.b_step;
+    for (std::int64_t panel = 0; panel < sides.panels; ++panel, a += sides.a_panel) {
+      clear_sums();
+      multiply<Count, Wanted>(a, b, [&](int i) {
+        if (i < 4) add_squares<Wanted>(before, i, tile_before);
+      });
+      for (int i = squared; i < 4; ++i) add_squares<Wanted>(before, i, tile_before);
+      for (std::int64_t c = 1; c < sides.chunks; ++c) {
+        if (c % kListed == 0) take_sums<Wanted>(taken, c == kListed);
+        multiply<Count, Wanted>(a + c * step, b + c * step, [](int) {});
+      }
+      if (sides.chunks <= kListed) {
+        store_sums<Wanted>(now);
+      } else {
+        take_sums<Wanted>(taken, false);
+        __builtin_memcpy(now, taken, sizeof taken);
+      }
+      float* const next = before;
+      before = now;
+      now = next;
+      tile_before = tiles + panel * sides.tile_step;
+    }
+  }
+  for (int i = 0; i < 4; ++i) add_squares<Wanted>(before, i, tile_before);
+  _tile_release();
+}
+
+template <int Count>
+void squares_of(const Sides& sides, std::int64_t rows, std::int64_t columns, float* tile) {
+  const bool below = rows > kRows, right = columns > kRows;
+  if (below && right) return square_tiles<Count, kFirst | kRightTile | kBelow | kLast>(sides, tile);
+  if (below) return square_tiles<Count, kFirst | kBelow>(sides, tile);
+  if (right) return square_tiles<Count, kFirst | kRightTile>(sides, tile);
+  square_tiles<Count, kFirst>(sides, tile);
+}
+
+void squares(const Sides& sides, std::int64_t rows, std::int64_t columns, bool fresh, float* tile) {
+  for (std::int64_t panel = 0; fresh && panel < sides.panels; ++panel) {
+    for (int i = 0; i < kTileWidth * kTileWidth; i += kRows) {
+      _mm512_storeu_ps(tile + panel * sides.tile_step + i, (__m512)Floats{});
+    }
+  }
+  if (sides.few) return squares_of<0>(sides, rows, columns, tile);
+  if (sides.parts == 1) return squares_of<1>(sides, rows, columns, tile);
+  if (sides.parts == 2) return squares_of<2>(sides, rows, columns, tile);
+  squares_of<3>(sides, rows, columns, tile);
+}
+
 }  // namespace
 
-constinit const TileKernels kAmxTiles{.split_positions = split_positions, .split_lines = split_lines, .gram = gram};
+constinit const TileKernels kAmxTiles{.split_positions = split_positions,
+                                      .split_few = split_few,
+                                      .split_lines = split_lines,
+                                      .gram = gram,
+                                      .squares = squares};
 
 }  // namespace eigendamage::cpu
 #endif

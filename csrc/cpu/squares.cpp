@@ -4,6 +4,8 @@
 #include <vector>
 
 #include "parallel.h"
+#include "tile_squares.h"
+#include "weight_writer.h"
 
 namespace eigendamage::cpu {
 namespace {
@@ -47,22 +49,19 @@ template <class T>
 class Squares {
  public:
   Squares(const Layer<T>& layer, const ParallelFor& parallel_for, const GradientTuning& tuning)
-      : l_(layer), parallel_for_(parallel_for), tuning_(tuning), places_(places()) {
-    contiguous_ = true;
-    for (std::size_t i = 0; i < places_.size(); ++i) {
-      contiguous_ &= places_[i] == places_[0] + static_cast<std::int64_t>(i);
-    }
-  }
-  void run();
+      : l_(layer), parallel_for_(parallel_for), tuning_(tuning), writer_(layer) {}
+  void run(std::vector<WeightPair> only);  ///< those pairs, or where there are none all
 
  private:
-  std::vector<std::int64_t> places() const;
   void list_items(bool sliced);
   Band band(const Range& lines, const Range& columns) const;
   std::vector<Band> bands(std::int64_t positions) const;
   void pack(const Band& band, const Range& examples, std::int64_t task, const Packed<T>& packed) const;
   void add(const Item& item, const Band& band, const Packed<T>& packed, const Range& units, T* sums, T* partial) const;
-  void write(const Item& item, const T* sums, bool first) const;
+  void write(const Item& item, const T* sums, bool first) const {
+    writer_.write({item.bundle, item.i, item.j}, item.rows, item.offsets, sums, padded_rows(item) * tile_width(),
+                  first);
+  }
   void sum_slices(std::int64_t slices);
   void sum_chunk(const Band& band, const Range& examples, const Packed<T>& packed, bool first) const;
   void sum_chunks();
@@ -95,25 +94,11 @@ class Squares {
   const Layer<T>& l_;
   const ParallelFor& parallel_for_;
   const GradientTuning tuning_;
-  const std::vector<std::int64_t> places_;
-  bool contiguous_;  ///< a row of `out` is, in the order of the places
+  const WeightWriter<T> writer_;
+  std::vector<WeightPair> only_;
   std::vector<Item> items_;
   std::int64_t sums_ = 0;  ///< of all items
 };
-
-/// Where the entries of a row of `out` are, by channel of x and kernel offset.
-template <class T>
-std::vector<std::int64_t> Squares<T>::places() const {
-  std::vector<std::int64_t> list;
-  for (std::int64_t c = 0; c < l_.x_tiling.channels; ++c) {
-    for (std::int64_t k = 0; k < offsets(); ++k) {
-      const std::int64_t offset = k + c % l_.entries;
-      list.push_back(c / l_.entries * l_.out.input_stride + offset / l_.kernel_width * l_.out.row_stride +
-                     offset % l_.kernel_width * l_.out.column_stride);
-    }
-  }
-  return list;
-}
 
 /// Whole panels where slices share the work, else enough items to share. A few panels of x meet all of g's before the next
 /// few do: they stay in a cache.
@@ -134,6 +119,7 @@ void Squares<T>::list_items(bool sliced) {
       for (std::int64_t i = 0; i < g.panels; ++i) {
         const std::int64_t rows = lanes ? 1 : g.panel_channels(bundle, i);
         for (std::int64_t j = few; j < std::min(x.panels, few + kFew); ++j) {
+          if (!only_.empty() && !std::binary_search(only_.begin(), only_.end(), WeightPair{bundle, i, j})) continue;
           for (std::int64_t r = 0; r < rows && (!lanes || i == j); r += strip) {
             for (std::int64_t k = 0; k < all; k += together) {
               items_.push_back({bundle, i, j, {r, std::min(rows, r + strip)}, {k, std::min(all, k + together)}, sums_});
@@ -229,38 +215,6 @@ void Squares<T>::add(const Item& item, const Band& band, const Packed<T>& packed
   }
 }
 
-/// out += alpha·sums; `first` applies beta before.
-template <class T>
-void Squares<T>::write(const Item& item, const T* sums, bool first) const {
-  const Tiling &x = l_.x_tiling, &g = l_.g_tiling;
-  const std::int64_t tile = padded_rows(item) * tile_width(), together = item.offsets.size(), lanes = l_.simd.lanes;
-  const double alpha = l_.update.alpha, beta = first ? l_.update.beta : 1;
-  std::vector<T> entries(static_cast<std::size_t>(x.width * together + lanes));  // of one row, in the order of `out`
-  for (std::int64_t r = item.rows.begin; r < item.rows.end; ++r, sums += tile_width()) {
-    const std::int64_t bundle_group = (item.i * g.width + r) / g.channels;
-    const std::int64_t output = item.bundle * g.bundle_groups * g.channels + item.i * g.width + r;
-    const std::int64_t origin = bundle_group * x.channels - item.j * x.width;  // of the group's channels in panel j
-    const std::int64_t begin = std::max<std::int64_t>(0, origin);
-    const std::int64_t end = std::clamp<std::int64_t>(origin + x.channels, begin, x.width);
-    const T* from = sums + begin;
-    // The last offsets first: where they do not fill a vector, it holds more than theirs, which the next channel replaces.
-    for (std::int64_t k = (together - 1) / lanes * lanes; together > 1 && k >= 0; k -= lanes) {
-      const T* lines[kMaxLanes] = {};
-      for (std::int64_t i = 0; i < std::min(lanes, together - k); ++i) lines[i] = sums + (k + i) * tile + begin;
-      l_.simd.interleave(lines, end - begin, together, entries.data() + k);
-      from = entries.data();
-    }
-    T* row = static_cast<T*>(l_.out.data) + output * l_.out.output_stride;
-    const std::int64_t* place = places_.data() + (begin - origin) * offsets() + item.offsets.begin;
-    const std::int64_t count = (end - begin) * together;
-    const std::int64_t run = !contiguous_ ? 1 : together < offsets() ? together : count;
-    for (std::int64_t i = 0; i < count; i += run) {
-      T* to = row + place[i / together * offsets() + i % together];
-      l_.simd.update(to, from + i, run, alpha, beta);
-    }
-  }
-}
-
 /// Few sums: each slice of the examples has its own, packed and summed by one thread, added up and written at the end.
 template <class T>
 void Squares<T>::sum_slices(std::int64_t slices) {
@@ -342,7 +296,9 @@ void Squares<T>::sum_chunks() {
 }
 
 template <class T>
-void Squares<T>::run() {
+void Squares<T>::run(std::vector<WeightPair> only) {
+  only_ = std::move(only);
+  std::sort(only_.begin(), only_.end());
   list_items(true);
   const std::int64_t slices = std::min(kSlices, l_.examples);
   if (slices >= kSlices / 4 && bytes(slices * sums_) <= tuning_.sums) {
@@ -357,7 +313,14 @@ void Squares<T>::run() {
 
 template <class T>
 void add_squared_gradients(const Layer<T>& layer, const ParallelFor& parallel_for, const GradientTuning& tuning) {
-  Squares<T>(layer, parallel_for, tuning).run();
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (tiles_pay(layer, tuning)) {
+      const std::vector<WeightPair> left_out = sum_tile_squares(layer, parallel_for, tuning);
+      if (!left_out.empty()) Squares<T>(layer, parallel_for, tuning).run(left_out);
+      return;
+    }
+  }
+  Squares<T>(layer, parallel_for, tuning).run({});
 }
 
 template void add_squared_gradients(const Layer<float>&, const ParallelFor&, const GradientTuning&);

@@ -28,6 +28,7 @@ struct Layer {
   std::int64_t x_height, x_width;  ///< the grid of x's positions
   std::int64_t kernel_width;       ///< of the weight
   std::int64_t entries;            ///< kernel offsets among the channels of x: 1, or all where `geometry` is pointwise
+  ScalarType type;                 ///< of the numbers that are packed
   Products products = Products::kPairs;
   Tiling x_tiling{}, g_tiling{};
   std::unique_ptr<Packer<T>> x_packer{}, g_packer{};

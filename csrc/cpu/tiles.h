@@ -18,17 +18,29 @@ struct Segment16 {
   const float* weights;
 };
 
+/// Examples for TileKernels::squares: some panels' left sides of a product, and one's right sides.
+struct Sides {
+  const std::uint16_t *a, *b;
+  std::int64_t a_step, b_step, examples;    ///< from an example to the next, and how many
+  std::int64_t a_panel, tile_step, panels;  ///< from a panel on the left and its tile to the next, and how many
+  std::int64_t chunks, parts;
+  bool few;  ///< one chunk of 16 positions, in three parts
+};
+
 /// Products of bfloat16 numbers, summed as floats by the CPU's matrix units. A float is the sum of three bfloat16s of 8 bits
 /// each, its parts; the products of parts that matter to a float are summed one after the other.
 ///
 /// A chunk holds 32 positions of a panel of 32 channels for both sides of a product: all parts as rows of positions, one for
 /// each channel, then all parts as rows of channels, one for each pair of positions; in tiles of 16 rows.
 struct TileKernels {
-  /// chunk = the channels in `channels`, a bit for each, at 32 positions, as that many parts; those in `constant` are 1 and
-  /// others 0, as are positions that are null. Returns whether the chunk is right: not where a number is not finite, or so large
-  /// that its first part is not.
+  /// The channels in `channels`, a bit for each, at 32 positions, as that many parts, for both sides of a product or one,
+  /// where the other is null; those in `constant` are 1 and others 0, as are positions that are null. Returns whether the
+  /// parts are right: not where a number is not finite, or so large that its first part is not.
   bool (*split_positions)(const float* const* positions, std::uint32_t channels, std::uint32_t constant,
-                          std::int64_t parts, std::uint16_t* chunk);
+                          std::int64_t parts, std::uint16_t* left, std::uint16_t* right);
+
+  /// Likewise of 16 positions, all channels of them, in three parts, for `squares` with `few`.
+  bool (*split_few)(const float* const* positions, std::uint16_t* left, std::uint16_t* right);
 
   /// chunk = 32 lines of numbers, one for each channel or null for zeros, at the positions of two segments, as three parts;
   /// with `weighted`, those on the left of a product times the weights. Meanwhile lines at `next` are fetched. Likewise.
@@ -40,9 +52,14 @@ struct TileKernels {
   void (*gram)(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, std::int64_t chunks,
                std::int64_t parts, const Range& rows, std::int64_t columns, bool upper, float weight, bool fresh,
                float* tile);
+
+  /// tile[r·32 + c] = (fresh ? 0 : tile) + Σ_n (Σ_p a_n[p, r] b_n[p, c])², r < rows, c < columns, over examples n of so many
+  /// chunks each, for every panel on the left. Whole tiles of 16 × 16 are computed: the other entries hold rubbish afterwards.
+  void (*squares)(const Sides& sides, std::int64_t rows, std::int64_t columns, bool fresh, float* tile);
 };
 
 constexpr std::int64_t chunk_size(std::int64_t parts) { return 2 * parts * kSide; }
+constexpr std::int64_t kFewPositions = 16, kFewSize = 2 * kSide;  ///< of a side of a chunk of few positions
 
 /// Parts that hold every number of the type exactly, as long as it is not tiny.
 inline std::int64_t parts_of(ScalarType type) {

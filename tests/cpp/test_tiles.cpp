@@ -40,7 +40,7 @@ bool split(const Panel& panel, std::uint32_t channels, std::uint32_t constant, s
            std::int64_t parts, std::uint16_t* chunk) {
   const float* at[kChunk] = {};
   for (std::int64_t p = 0; p < positions; ++p) at[p] = panel.numbers.data() + p * kTileWidth;
-  return tiles()->split_positions(at, channels, constant, parts, chunk);
+  return tiles()->split_positions(at, channels, constant, parts, chunk, chunk + parts * cpu::kSide);
 }
 
 Panel integers(Random& random) {
@@ -154,6 +154,69 @@ TEST(segments_of_lines_are_weighted_on_one_side) {
         }
         CHECK(tile.get()[r * kTileWidth + c] == sum, weighted ? "weighted" : "plain");
       }
+    }
+  }
+}
+
+TEST(products_of_examples_are_squared_and_added_up) {
+  if (!tiles()) return;
+  Random random(4);
+  for (int i = 0; i < 300; ++i) {
+    const bool few = pick(random, 0, 1);
+    const std::int64_t parts = few ? 3 : pick(random, 1, 3), chunks = few ? 1 : pick(random, 1, 3);
+    const std::int64_t examples = pick(random, 1, 5), panels = pick(random, 1, 3);
+    const std::int64_t side = few ? cpu::kFewSize : chunks * parts * cpu::kSide;
+    const std::int64_t a_step = side + 64, b_step = side + 128, a_panel = examples * a_step + 32;
+    const auto a = cpu::make_buffer<std::uint16_t>(panels * a_panel);
+    const auto b = cpu::make_buffer<std::uint16_t>(examples * b_step);
+    std::vector<Panel> left, right;
+    const auto put = [&](std::vector<Panel>& to, std::uint16_t* where, bool on_left) {
+      for (std::int64_t c = 0; c < chunks; ++c) {
+        to.push_back(integers(random));
+        const float* at[kChunk] = {};
+        for (std::int64_t p = 0; p < (few ? cpu::kFewPositions : kChunk); ++p) {
+          if (pick(random, 0, 5)) {
+            at[p] = &to.back().at(p, 0);
+          } else {
+            for (std::int64_t k = 0; k < kTileWidth; ++k) to.back().at(p, k) = 0;
+          }
+        }
+        std::uint16_t* chunk = where + c * parts * cpu::kSide;
+        CHECK(few ? tiles()->split_few(at, on_left ? chunk : nullptr, on_left ? nullptr : chunk)
+                  : tiles()->split_positions(at, ~0u, 0, parts, on_left ? chunk : nullptr, on_left ? nullptr : chunk),
+              "finite");
+      }
+    };
+    for (std::int64_t panel = 0; panel < panels; ++panel) {
+      for (std::int64_t n = 0; n < examples; ++n) put(left, a.get() + panel * a_panel + n * a_step, true);
+    }
+    for (std::int64_t n = 0; n < examples; ++n) put(right, b.get() + n * b_step, false);
+    const std::int64_t rows = pick(random, 1, kTileWidth), columns = pick(random, 1, kTileWidth);
+    const std::int64_t tile_step = kTileWidth * kTileWidth + 16;
+    const bool fresh = pick(random, 0, 1);
+    const auto tile = cpu::make_buffer<float>(panels * tile_step);
+    std::fill_n(tile.get(), panels * tile_step, 5.0f);
+    tiles()->squares({a.get(), b.get(), a_step, b_step, examples, a_panel, tile_step, panels, chunks, parts, few}, rows,
+                     columns, fresh, tile.get());
+    const std::int64_t positions = few ? cpu::kFewPositions : kChunk;
+    for (std::int64_t panel = 0; panel < panels; ++panel) {
+      for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t k = 0; k < columns; ++k) {
+          double expected = fresh ? 0 : 5;
+          for (std::int64_t n = 0; n < examples; ++n) {
+            double sum = 0;
+            for (std::int64_t c = 0; c < chunks; ++c) {
+              const Panel& l = left[static_cast<std::size_t>((panel * examples + n) * chunks + c)];
+              const Panel& m = right[static_cast<std::size_t>(n * chunks + c)];
+              for (std::int64_t p = 0; p < positions; ++p) sum += l.at(p, r) * m.at(p, k);
+            }
+            expected += sum * sum;
+          }
+          const double ours = tile.get()[panel * tile_step + r * kTileWidth + k];
+          CHECK(std::fabs(ours - expected) <= 1e-6 * expected, few ? "few" : std::to_string(parts) + " parts");
+        }
+      }
+      if (panel > 0) CHECK(tile.get()[panel * tile_step - 1] == 5, "between the tiles");
     }
   }
 }

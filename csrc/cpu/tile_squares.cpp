@@ -1,0 +1,335 @@
+#include "tile_squares.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "parallel.h"
+
+namespace eigendamage::cpu {
+namespace {
+
+// Levels of summation: an example's positions in the matrix units, squares of up to kExamples, those of a slice.
+constexpr std::int64_t kExamples = 64;
+constexpr std::int64_t kSlices = 16, kBlocks = 8, kMostPanels = 8;  // a block of g, and enough blocks to share
+constexpr std::int64_t kSliceSums = 1 << 20, kSplit = 1 << 19;  // bytes: of a slice's sums, of examples that are split
+constexpr std::int64_t kNear = 4;                               // panels of g whose sums stay in the nearest cache
+constexpr std::int64_t kMostPositions = 1 << 11;                // of an example, kept as they are packed
+constexpr std::int64_t kTileSize = kTileWidth * kTileWidth;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
+
+/// Some panels of g against some of x.
+struct Block {
+  std::int64_t bundle;
+  Range g, x;
+
+  std::int64_t pairs() const { return g.size() * x.size(); }
+};
+
+std::int64_t offsets_of(const Layer<float>& layer) {
+  return layer.geometry.vertical.kernel * layer.geometry.horizontal.kernel;
+}
+std::int64_t outputs_of(const Layer<float>& layer) {
+  return layer.geometry.vertical.output * layer.geometry.horizontal.output;
+}
+
+class TileSquares {
+ public:
+  TileSquares(const Layer<float>& layer, const ParallelFor& parallel_for, const GradientTuning& tuning)
+      : l_(layer),
+        tiles_(*l_.simd.tiles),
+        parallel_for_(parallel_for),
+        sums_(tuning.sums),
+        writer_(layer),
+        parts_(parts_of(layer.type)),
+        outputs_(outputs_of(layer)),
+        few_(parts_ == 3 && outputs_ <= kFewPositions),
+        chunks_(few_ ? 1 : ceil_div(outputs_, kChunk)),
+        side_size_(few_ ? kFewSize : chunks_ * parts_ * kSide) {
+    const ConvAxis &v = l_.geometry.vertical, &h = l_.geometry.horizontal;
+    g_positions_.assign(static_cast<std::size_t>(chunks_ * kChunk), -1);
+    for (std::int64_t t = 0; t < outputs_; ++t) g_positions_[static_cast<std::size_t>(t)] = t * kTileWidth;
+    for (std::int64_t k = 0; k < offsets(); ++k) {
+      std::vector<std::int64_t> positions(g_positions_.size(), -1);
+      for (std::int64_t t = 0; t < outputs_; ++t) {
+        const std::int64_t row = v.stride * (t / h.output) + v.dilation * (k / h.kernel) - v.pad;
+        const std::int64_t column = h.stride * (t % h.output) + h.dilation * (k % h.kernel) - h.pad;
+        if (row < 0 || row >= l_.x_height || column < 0 || column >= l_.x_width) continue;
+        positions[static_cast<std::size_t>(t)] = (row * l_.x_width + column) * kTileWidth;
+      }
+      x_positions_.push_back(std::move(positions));
+    }
+  }
+
+  std::vector<WeightPair> run() {
+    const std::int64_t slices = std::min(kSlices, l_.examples);
+    if (slices >= kSlices / 4 && slices * offsets() * all_pairs() * kTileSize * 4 <= sums_) {
+      sum_slices(slices);
+    } else {
+      sum_blocks();
+    }
+    return left_out_;
+  }
+
+ private:
+  std::int64_t offsets() const { return offsets_of(l_); }
+  std::int64_t all_pairs() const { return l_.g_tiling.bundles * l_.g_tiling.panels * l_.x_tiling.panels; }
+  std::int64_t sums_size(const Block& block) const { return offsets() * block.pairs() * kTileSize; }
+
+  Box x_box(std::int64_t n) const {
+    return {{n, n + 1}, {0, l_.x_height}, {0, l_.x_width}, {0, l_.x_height}, {0, l_.x_width}};
+  }
+  Box g_box(std::int64_t n) const {
+    const Range rows{0, l_.geometry.vertical.output}, columns{0, l_.geometry.horizontal.output};
+    return {{n, n + 1}, rows, columns, rows, columns};
+  }
+
+  /// Blocks of up to so many panels of g and of x.
+  std::vector<Block> blocks(std::int64_t g_panels, std::int64_t x_panels) const {
+    std::vector<Block> list;
+    for (std::int64_t bundle = 0; bundle < l_.g_tiling.bundles; ++bundle) {
+      for (const Range& g : split(l_.g_tiling.panels, g_panels)) {
+        for (const Range& x : split(l_.x_tiling.panels, x_panels)) list.push_back({bundle, g, x});
+      }
+    }
+    return list;
+  }
+
+  /// All positions of some panels of a bundle, as [panel][position][32]: of all panels, where these are packed together.
+  void pack(const Packer<float>& packer, const Tiling& tiling, const Box& box, std::int64_t bundle, const Range& panels,
+            float* out) const {
+    const bool together = packer.pieces() == tiling.bundles;
+    const std::int64_t first = together ? bundle : bundle * tiling.panels + panels.begin;
+    for (std::int64_t piece = 0; piece < (together ? 1 : panels.size()); ++piece, out += packer.piece_size(box)) {
+      for (std::int64_t task = 0; task < packer.piece_tasks(box); ++task) {
+        packer.pack_piece(box, first + piece, task, out);
+      }
+    }
+  }
+
+  /// One side of a panel's positions.
+  bool split_panel(const float* panel, const std::vector<std::int64_t>& places, bool left, std::uint16_t* side) const {
+    const std::int64_t each = few_ ? kFewPositions : kChunk;
+    bool right = true;
+    for (std::int64_t c = 0; c < chunks_; ++c, side += parts_ * kSide) {
+      const float* positions[kChunk];
+      for (std::int64_t p = 0; p < each; ++p) {
+        const std::int64_t place = places[static_cast<std::size_t>(c * each + p)];
+        positions[p] = place < 0 ? nullptr : panel + place;
+      }
+      right &= few_ ? tiles_.split_few(positions, left ? side : nullptr, left ? nullptr : side)
+                    : tiles_.split_positions(positions, ~0u, 0, parts_, left ? side : nullptr, left ? nullptr : side);
+    }
+    return right;
+  }
+
+  /// sums (offsets, pairs of the block, 32, 32) = Σ of squares of up to kExamples examples. Returns whether they are right.
+  bool sum(const Block& block, const Range& examples, float* sums) const {
+    const Tiling &x = l_.x_tiling, &g = l_.g_tiling;
+    const std::int64_t x_size = l_.x_height * l_.x_width * kTileWidth, g_size = outputs_ * kTileWidth;
+    const std::int64_t together =
+        std::clamp<std::int64_t>(kSplit / (side_size_ * 2 * std::max(block.g.size(), block.x.size())), 1,
+                                 std::max<std::int64_t>(1, examples.size()));
+    // Patches are packed with those of all panels.
+    const Range x_packed = l_.x_packer->pieces() == x.bundles ? Range{0, x.panels} : block.x;
+    const Buffer<float> x_panels = make_buffer<float>(together * x_packed.size() * x_size);
+    const auto x_panel = [&](std::int64_t n, std::int64_t j) {
+      return x_panels.get() + (n * x_packed.size() + block.x.begin + j - x_packed.begin) * x_size;
+    };
+    const Buffer<float> g_panel = make_buffer<float>(g_size);
+    const Buffer<std::uint16_t> left = make_buffer<std::uint16_t>(block.g.size() * together * side_size_);
+    const Buffer<std::uint16_t> right = make_buffer<std::uint16_t>(together * side_size_);
+    bool finite = true;
+    if (examples.size() == 0) std::fill_n(sums, sums_size(block), 0.0f);
+    for (std::int64_t begin = examples.begin; begin < examples.end; begin += together) {
+      const std::int64_t some = std::min(together, examples.end - begin);
+      for (std::int64_t i = 0; i < block.g.size(); ++i) {
+        for (std::int64_t n = 0; n < some; ++n) {
+          pack(*l_.g_packer, g, g_box(begin + n), block.bundle, {block.g.begin + i, block.g.begin + i + 1},
+               g_panel.get());
+          finite &= split_panel(g_panel.get(), g_positions_, true, left.get() + (i * together + n) * side_size_);
+        }
+      }
+      for (std::int64_t n = 0; n < some; ++n) {
+        pack(*l_.x_packer, x, x_box(begin + n), block.bundle, x_packed, x_panels.get() + n * x_packed.size() * x_size);
+      }
+      for (std::int64_t k = 0; k < offsets(); ++k) {
+        for (std::int64_t j = 0; j < block.x.size(); ++j) {
+          for (std::int64_t n = 0; n < some; ++n) {
+            finite &= split_panel(x_panel(n, j), x_positions_[static_cast<std::size_t>(k)], false,
+                                  right.get() + n * side_size_);
+          }
+          for (std::int64_t i = 0; i < block.g.size(); i += kNear) {
+            tiles_.squares({left.get() + i * together * side_size_, right.get(), side_size_, side_size_, some,
+                            together * side_size_, block.x.size() * kTileSize, std::min(kNear, block.g.size() - i),
+                            chunks_, parts_, few_},
+                           g.panel_channels(block.bundle, block.g.begin + i),
+                           x.panel_channels(block.bundle, block.x.begin + j), begin == examples.begin,
+                           sums + (k * block.pairs() + i * block.x.size() + j) * kTileSize);
+          }
+        }
+      }
+    }
+    return finite;
+  }
+
+  /// total = Σ over all those examples, of which `sums` holds some.
+  bool sum_all(const Block& block, const Range& examples, float* total, float* sums) const {
+    bool finite = true;
+    for (std::int64_t begin = examples.begin; begin == examples.begin || begin < examples.end; begin += kExamples) {
+      const Range some{begin, std::min(examples.end, begin + kExamples)};
+      finite &= sum(block, some, begin == examples.begin ? total : sums);
+      if (begin != examples.begin) l_.simd.add(total, sums, sums_size(block));
+    }
+    return finite;
+  }
+
+  void write(const Block& block, std::int64_t i, std::int64_t j, const float* sums) const {
+    const WeightPair pair{block.bundle, block.g.begin + i, block.x.begin + j};
+    writer_.write(pair, {0, l_.g_tiling.panel_channels(pair.bundle, pair.i)}, {0, offsets()},
+                  sums + (i * block.x.size() + j) * kTileSize, block.pairs() * kTileSize, true);
+  }
+
+  void leave_out(const Block& block) {
+    const std::lock_guard lock(mutex_);
+    for (std::int64_t i = block.g.begin; i < block.g.end; ++i) {
+      for (std::int64_t j = block.x.begin; j < block.x.end; ++j) left_out_.push_back({block.bundle, i, j});
+    }
+  }
+
+  void sum_slices(std::int64_t slices) {
+    const std::vector<Block> whole = blocks(l_.g_tiling.panels, l_.x_tiling.panels);
+    std::int64_t size = 0;
+    for (const Block& block : whole) size += sums_size(block);
+    const Buffer<float> totals = make_buffer<float>(slices * size);
+    std::vector<char> finite(static_cast<std::size_t>(slices * count(whole)));
+    for_each(parallel_for_, slices, [&](std::int64_t slice) {
+      const Range mine{l_.examples * slice / slices, l_.examples * (slice + 1) / slices};
+      const Buffer<float> sums = make_buffer<float>(mine.size() > kExamples ? size : 0);
+      float* total = totals.get() + slice * size;
+      for (std::int64_t b = 0; b < count(whole); ++b) {
+        const Block& block = whole[static_cast<std::size_t>(b)];
+        finite[static_cast<std::size_t>(slice * count(whole) + b)] = sum_all(block, mine, total, sums.get());
+        total += sums_size(block);
+      }
+    });
+    std::int64_t at = 0;
+    for (std::int64_t b = 0; b < count(whole); ++b) {
+      const Block& block = whole[static_cast<std::size_t>(b)];
+      bool right = true;
+      for (std::int64_t slice = 0; slice < slices; ++slice) {
+        right &= finite[static_cast<std::size_t>(slice * count(whole) + b)] != 0;
+      }
+      float* total = totals.get() + at;
+      at += sums_size(block);
+      if (!right) {
+        leave_out(block);
+        continue;
+      }
+      for_each(parallel_for_, block.pairs(), [&](std::int64_t pair) {
+        for (std::int64_t k = 0; k < offsets(); ++k) {
+          float* tile = total + (k * block.pairs() + pair) * kTileSize;
+          for (std::int64_t slice = 1; slice < slices; ++slice) l_.simd.add(tile, tile + slice * size, kTileSize);
+        }
+        write(block, pair / block.x.size(), pair % block.x.size(), total);
+      });
+    }
+  }
+
+  void sum_blocks() {
+    const std::int64_t g_blocks = l_.g_tiling.bundles * ceil_div(l_.g_tiling.panels, kMostPanels);
+    const std::int64_t x_blocks = std::max<std::int64_t>(1, ceil_div(kBlocks, g_blocks));
+    const std::int64_t x_panels = std::clamp<std::int64_t>(l_.x_tiling.panels / x_blocks, 1, kMostPanels / 2);
+    const std::vector<Block> list = blocks(kMostPanels, x_panels);
+    for_each(parallel_for_, count(list), [&](std::int64_t b) {
+      const Block& block = list[static_cast<std::size_t>(b)];
+      const Buffer<float> total = make_buffer<float>(sums_size(block));
+      const Buffer<float> sums = make_buffer<float>(l_.examples > kExamples ? sums_size(block) : 0);
+      if (!sum_all(block, {0, l_.examples}, total.get(), sums.get())) return leave_out(block);
+      for (std::int64_t i = 0; i < block.g.size(); ++i) {
+        for (std::int64_t j = 0; j < block.x.size(); ++j) write(block, i, j, total.get());
+      }
+    });
+  }
+
+  const Layer<float>& l_;
+  const TileKernels& tiles_;
+  const ParallelFor& parallel_for_;
+  const std::int64_t sums_;
+  const WeightWriter<float> writer_;
+  const std::int64_t parts_, outputs_;
+  const bool few_;
+  const std::int64_t chunks_, side_size_;  ///< of a side of an example's panel
+  std::vector<std::int64_t>
+      g_positions_;  ///< of every output, and of what it meets of x under each offset, −1 for none
+  std::vector<std::vector<std::int64_t>> x_positions_;
+  std::mutex mutex_;
+  std::vector<WeightPair> left_out_;
+};
+
+/// What an example takes, in cycles of the CPU that these were measured on: with vectors, and with matrix units.
+struct Costs {
+  static constexpr double kWorth = 0.8;    // of the time with vectors
+  static constexpr double kProducts = 24;  // of vectors
+  static constexpr double kSplitLeft = 550, kSplitRight = 350, kWhole = 65, kPart = 55, kSquares = 200, kFew = 290;
+  double vectors, tiles;
+
+  explicit Costs(const Layer<float>& layer) {
+    const Tiling &x = layer.x_tiling, &g = layer.g_tiling;
+    const ConvAxis &v = layer.geometry.vertical, &h = layer.geometry.horizontal;
+    const std::int64_t outputs = v.output * h.output, parts = parts_of(layer.type);
+    double met = 0, whole = 0, part = 0;  // channels of g and x that meet, pairs of panels, those with fewer tiles
+    for (std::int64_t bundle = 0; bundle < g.bundles; ++bundle) {
+      for (std::int64_t i = 0; i < g.panels; ++i) {
+        const std::int64_t rows = g.panel_channels(bundle, i);
+        for (std::int64_t j = 0; j < x.panels; ++j) {
+          const std::int64_t columns = x.panel_channels(bundle, j);
+          met += static_cast<double>(rows * ceil_div(columns, kTileWidth / 2) * kTileWidth / 2);
+          (rows > kTileWidth / 2 && columns > kTileWidth / 2 ? whole : part) += 1;
+        }
+      }
+    }
+    const auto offsets = static_cast<double>(v.kernel * h.kernel),
+               chunks = static_cast<double>(ceil_div(outputs, kChunk));
+    const double splitting = chunks * (parts == 3 ? 1 : parts == 2 ? 0.7 : 0.4);
+    const double products = chunks * (parts == 3 ? 6 : parts == 2 ? 4 : 1);
+    const double pairs = parts == 3 && outputs <= kFewPositions
+                             ? (whole + part) * kFew
+                             : products * (whole * kWhole + part * kPart) + (whole + part) * kSquares;
+    vectors = pairs_of_positions(v, layer.x_height) * pairs_of_positions(h, layer.x_width) * met / kProducts;
+    tiles = static_cast<double>(g.bundles * g.panels) * splitting * kSplitLeft +
+            offsets * (static_cast<double>(x.bundles * x.panels) * splitting * kSplitRight + pairs);
+  }
+
+  /// Lines of g and of x that meet under an offset of the axis, all offsets together.
+  static double pairs_of_positions(const ConvAxis& axis, std::int64_t size) {
+    std::int64_t pairs = 0;
+    for (std::int64_t k = 0; k < axis.kernel; ++k) {
+      for (std::int64_t t = 0; t < axis.output; ++t) {
+        const std::int64_t line = axis.stride * t + axis.dilation * k - axis.pad;
+        pairs += 0 <= line && line < size;
+      }
+    }
+    return static_cast<double>(pairs);
+  }
+};
+
+}  // namespace
+
+bool tiles_pay(const Layer<float>& layer, const GradientTuning& tuning) {
+  const std::int64_t outputs = outputs_of(layer), pixels = layer.x_height * layer.x_width;
+  const bool possible = layer.simd.tiles && layer.products == Products::kPairs && layer.x_tiling.width == kTileWidth &&
+                        layer.g_tiling.width == kTileWidth && std::max(outputs, pixels) <= kMostPositions;
+  if (!possible || tuning.tiles == 0) return possible;
+  const Costs costs(layer);
+  return static_cast<double>(layer.examples) * costs.vectors * Costs::kProducts >= tuning.tiles &&
+         costs.tiles < Costs::kWorth * costs.vectors;
+}
+
+std::vector<WeightPair> sum_tile_squares(const Layer<float>& layer, const ParallelFor& parallel_for,
+                                         const GradientTuning& tuning) {
+  return TileSquares(layer, parallel_for, tuning).run();
+}
+
+}  // namespace eigendamage::cpu
