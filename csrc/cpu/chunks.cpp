@@ -190,7 +190,61 @@ class LineChunks final : public ChunkPacker {
   bool weighted_ = false;
 };
 
+class ImageChunks final : public Packer<float> {
+ public:
+  ImageChunks(const TileKernels& tiles, const Tiling& tiling, const Packer<float>& packer, std::int64_t images,
+              ScalarType type, std::atomic<bool>& special)
+      : Packer<float>(packer.pieces(), tiling.bundles * tiling.panels / packer.pieces() * size(type)),
+        tiles_(tiles),
+        packer_(packer),
+        images_(images),
+        panels_(tiling.bundles * tiling.panels / packer.pieces()),
+        parts_(parts_of(type)),
+        special_(special) {}
+
+  std::int64_t piece_tasks(const Box& box) const override { return box.images.size() * box.packed_rows.size(); }
+
+  /// A row of 32 images at a time.
+  void pack_piece(const Box& box, std::int64_t piece, std::int64_t task, float* out) const override {
+    const std::int64_t image = task % box.images.size(), row = task / box.images.size();
+    const std::int64_t first = (box.images.begin + image) * kChunk, line = box.packed_rows.begin + row;
+    Box some = box;
+    some.images = {first, std::min(images_, first + kChunk)};
+    some.rows = some.packed_rows = {line, line + 1};
+    some.columns = some.packed_columns;
+    const Buffer<float> panels = make_buffer<float>(packer_.piece_size(some));
+    for (std::int64_t t = 0; t < packer_.piece_tasks(some); ++t) packer_.pack_piece(some, piece, t, panels.get());
+    const std::int64_t columns = some.columns.size(), position = chunk_size(parts_);
+    auto* chunks = reinterpret_cast<std::uint16_t*>(out);
+    for (std::int64_t panel = 0; panel < panels_; ++panel) {
+      for (std::int64_t column = 0; column < columns; ++column) {
+        const float* positions[kChunk] = {};
+        for (std::int64_t n = 0; n < some.images.size(); ++n) {
+          positions[n] = panels.get() + ((panel * columns + column) * some.images.size() + n) * kTileWidth;
+        }
+        std::uint16_t* chunk =
+            chunks + (panel * box.positions() + (row * columns + column) * box.images.size() + image) * position;
+        if (!tiles_.split_positions(positions, ~0u, 0, parts_, chunk, chunk + parts_ * kSide)) special_ = true;
+      }
+    }
+  }
+
+  /// Of a position of a panel, in floats.
+  static std::int64_t size(ScalarType type) { return chunk_size(parts_of(type)) / 2; }
+
+ private:
+  const TileKernels& tiles_;
+  const Packer<float>& packer_;
+  const std::int64_t images_, panels_, parts_;  ///< panels of a piece
+  std::atomic<bool>& special_;
+};
+
 }  // namespace
+
+std::unique_ptr<Packer<float>> chunk_images(const TileKernels& tiles, const Tiling& tiling, const Packer<float>& packer,
+                                            std::int64_t images, ScalarType type, std::atomic<bool>& special) {
+  return std::make_unique<ImageChunks>(tiles, tiling, packer, images, type, special);
+}
 
 std::unique_ptr<ChunkPacker> chunk_panels(const TileKernels& tiles, const Plan& plan, const Tiling& tiling,
                                           const Packer<float>& packer, ScalarType type) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -48,5 +49,11 @@ std::unique_ptr<ChunkPacker> chunk_panels(const TileKernels& tiles, const Plan& 
 /// else by way of panels.
 std::unique_ptr<ChunkPacker> chunk_pixels(const TileKernels& tiles, const Plan& plan, const Tiling& tiling,
                                           const Packer<float>& packer, const ImageView& x);
+
+/// Panels of chunks in place of numbers: a position is one of every image in turn, and an image 32 of the packer's, those
+/// behind the last one empty. What is packed is bfloat16 numbers, chunk_size(parts) for every position, in twice as few floats.
+/// `special` becomes true where a number is not finite.
+std::unique_ptr<Packer<float>> chunk_images(const TileKernels& tiles, const Tiling& tiling, const Packer<float>& packer,
+                                            std::int64_t images, ScalarType type, std::atomic<bool>& special);
 
 }  // namespace eigendamage::cpu

@@ -61,12 +61,40 @@ void sum_pixels(const PanelKernels<T>& simd, const ImageView& x, const Plan& pla
                 const FactorView& out, const Execution& run, const Tuning& tuning) {
   const Tiling tiling = tile_channels(simd, out.groups, x.channels / out.groups, bias, true);
   const auto packer = pack_pixels(simd, x, tiling);
-  const GramProblem<T> problem{simd,          plan,          tiling,      *packer,
-                               x.batch,       update,        out,         threads(plan, tiling, x.batch, run, tuning),
-                               tuning.limits, tuning.around, tuning.tiles};
+  const GramProblem<T> problem{simd,          plan,          tiling,       *packer,
+                               x.batch,       update,        out,          threads(plan, tiling, x.batch, run, tuning),
+                               tuning.limits, tuning.around, tuning.tiles, x.batch};
   sum(problem, [&](const TileKernels& tiles) {
     if constexpr (sizeof(T) == sizeof(float)) return chunk_pixels(tiles, plan, tiling, *packer, x);
   });
+}
+
+/// The lag form by matrix units, 32 images at a time. Returns whether it could be done.
+template <class T>
+bool sum_images_in_tiles(const PanelKernels<T>& simd, const ImageView& x, const Plan& plan, bool bias,
+                         const Update& update, const FactorView& out, const Execution& run, const Tuning& tuning) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const Tiling tiling = tile_channels(simd, out.groups, x.channels / out.groups, bias, true);
+    if (!simd.tiles || tiling.width != kTileWidth) return false;
+    const auto packer = pack_pixels(simd, x, tiling);
+    std::atomic<bool> special{false};
+    const auto chunks = chunk_images(*simd.tiles, tiling, *packer, x.batch, x.type, special);
+    const std::int64_t images = (x.batch + kChunk - 1) / kChunk;
+    return sum_grams<T>({simd,
+                         plan,
+                         tiling,
+                         *chunks,
+                         images,
+                         update,
+                         out,
+                         threads(plan, tiling, x.batch, run, tuning),
+                         tuning.limits,
+                         tuning.around,
+                         tuning.tiles,
+                         x.batch,
+                         {simd.tiles, parts_of(x.type), &special}});
+  }
+  return false;
 }
 
 /// Sums over the outputs of a convolution, from patches written out for a box of outputs at a time.
@@ -75,9 +103,9 @@ void sum_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeom
                  const Update& update, const FactorView& out, const Execution& run, const Tuning& tuning) {
   const Plan plan = dense_plan(geometry.vertical.output, geometry.horizontal.output);
   const auto packer = pack_patches(simd, x, geometry, tiling);
-  const GramProblem<T> problem{simd,          plan,          tiling,      *packer,
-                               x.batch,       update,        out,         threads(plan, tiling, x.batch, run, tuning),
-                               tuning.limits, tuning.around, tuning.tiles};
+  const GramProblem<T> problem{simd,          plan,          tiling,       *packer,
+                               x.batch,       update,        out,          threads(plan, tiling, x.batch, run, tuning),
+                               tuning.limits, tuning.around, tuning.tiles, x.batch};
   sum(problem, [&](const TileKernels& tiles) {
     if constexpr (sizeof(T) == sizeof(float)) return chunk_panels(tiles, plan, tiling, *packer, x.type);
   });
@@ -120,6 +148,8 @@ class Costs {
     const double direct = this->direct();
     if (direct < plan_) return PatchForm::kDirect;
     const double lags = this->lags(), spectra = lags < kLittle ? kNever : this->spectra();
+    const double tiled = this->tiled_lags();
+    if (tiled < std::min({lags, spectra, direct})) return PatchForm::kTiledLags;
     if (std::min(lags, spectra) > direct) return PatchForm::kDirect;
     return lags <= spectra ? PatchForm::kLags : PatchForm::kSpectral;
   }
@@ -127,8 +157,9 @@ class Costs {
  private:
   static constexpr double kPackPixel = 16, kPackPatch = 24, kTransform = 90, kAdd = 4, kPlan = 4000, kSine = 3000;
   static constexpr double kShortList = 1.5, kBoxPositions = 4096;
-  static constexpr double kLittle = 1e7;         // too little work for spectra to save much
-  static constexpr double kMostTerms = 1 << 20;  // a plan of more would take too much memory
+  static constexpr std::int64_t kBytesInTiles = 2 << 20;  // of a box of two panels
+  static constexpr double kLittle = 1e7;                  // too little work for spectra to save much
+  static constexpr double kMostTerms = 1 << 20;           // a plan of more would take too much memory
   static constexpr double kNever = std::numeric_limits<double>::infinity();
 
   /// Of the Gram of a bundle, in whole vectors.
@@ -149,6 +180,24 @@ class Costs {
     const LagWork lag = lag_work(geometry_, x_.height, x_.width);
     if (lag.terms > kMostTerms) return kNever;
     return plan_ + images_ * lag.positions * square_ + kPackPixel * pixels_ * numbers(channels_) +
+           kAdd * std::max(1.0, pixels_ / kBoxPositions) * lag.terms * square_;
+  }
+
+  /// An image should be a box: bands would be packed again for the lines that lags reach.
+  double tiled_lags() const {
+    constexpr double kProduct = 2.0 / 3, kCall = 24000, kSplit = 56;
+    const std::int64_t parts = parts_of(x_.type), pixels = x_.height * x_.width;
+    const std::int64_t in_box = kBytesInTiles / (2 * chunk_size(parts) * 2);
+    if (!simd_.tiles || channels_.width != kTileWidth || pixels > in_box) return kNever;
+    const LagWork lag = lag_work(geometry_, x_.height, x_.width);
+    if (lag.terms > kMostTerms) return kNever;
+    const double units = std::ceil(images_ / kChunk), panels = static_cast<double>(channels_.panels);
+    const double pairs = static_cast<double>(channels_.bundles) * panels * panels / 2;
+    const double splitting = parts == 3 ? 1 : parts == 2 ? 0.7 : 0.4, products = parts == 3 ? 6 : parts == 2 ? 4 : 1;
+    const double boxes = std::ceil(units * static_cast<double>(pixels) / static_cast<double>(in_box));
+    const double packed = units * kChunk * static_cast<double>(pixels) * numbers(channels_);
+    return plan_ + units * kChunk * lag.positions * pairs * (kTileWidth * kTileWidth) * kProduct * products / 6 +
+           kCall * lag.slots * pairs * boxes + (kPackPixel + kSplit * splitting) * packed +
            kAdd * std::max(1.0, pixels_ / kBoxPositions) * lag.terms * square_;
   }
 
@@ -212,7 +261,9 @@ void patch_covariance(const ImageView& image, const ConvGeometry& window, bool b
     } else if (form == PatchForm::kDirect) {
       sum_patches(simd, x, geometry, patch, update, out, run, tuning);
     } else {
-      sum_pixels(simd, x, patch_plan(geometry, x.height, x.width), bias, update, out, run, tuning);
+      const Plan plan = patch_plan(geometry, x.height, x.width);
+      if (form == PatchForm::kTiledLags && sum_images_in_tiles(simd, x, plan, bias, update, out, run, tuning)) return;
+      sum_pixels(simd, x, plan, bias, update, out, run, tuning);
     }
   });
 }

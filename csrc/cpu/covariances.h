@@ -5,7 +5,13 @@
 
 namespace eigendamage::cpu {
 
-enum class PatchForm { kCheaper, kLags, kDirect, kSpectral };
+enum class PatchForm {
+  kCheaper,
+  kLags,
+  kTiledLags,
+  kDirect,
+  kSpectral
+};  ///< kTiledLags: by matrix units, if there are any
 
 /// Choices that change no result but for rounding. Tests force them.
 struct Tuning {

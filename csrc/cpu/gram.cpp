@@ -6,18 +6,20 @@
 #include "output.h"
 #include "parallel.h"
 #include "runs.h"
+#include "tiles.h"
 
 namespace eigendamage::cpu {
 namespace {
 
 // Float sums are accurate because none of them is long: positions are summed in registers, register sums in a tile, tiles
 // in the sums of a slot. A narrow tile is cheap to add to, and too small for its errors to average out.
-constexpr std::int64_t kListed = 64, kListedNarrow = 16;
+constexpr std::int64_t kListed = 64, kListedNarrow = 16, kListedChunks = 16;
 constexpr std::int64_t kListsInTile = 64;
 // Enough work to share for all threads to end together: many slices if they are long, few where they are worth a set of
 // sums at all.
 constexpr std::int64_t kSlices = 16, kFewSlices = 4, kStrips = 20;
 constexpr std::int64_t kLongSlice = 2048, kPositionsOfSlot = 256;
+constexpr std::int64_t kTimes = 4;               // as much for boxes in tiles, whose numbers are six times as long
 constexpr std::int64_t kWorthSharing = 4 << 20;  // multiply-adds
 
 std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
@@ -32,7 +34,7 @@ template <class T>
 class Summation {
  public:
   explicit Summation(const GramProblem<T>& problem);
-  void run();
+  bool run();
 
  private:
   Range needed_groups(const PanelPair& pair) const;
@@ -44,25 +46,33 @@ class Summation {
                 bool first, Ahead& ahead) const;
   void add_slices(const Strip& strip, T* total, std::int64_t slices, std::int64_t slice_size,
                   std::int64_t slot_size) const;
-  void sum_slices();
-  void sum_boxes();
+  bool sum_slices();
+  bool sum_boxes();
 
   const LagGroup& group(std::int64_t i) const { return p_.plan.groups[static_cast<std::size_t>(i)]; }
   std::int64_t slots() const { return count(p_.plan.slots); }
   /// Of `rows` rows and a line more: at multiples of a page, the cache would hold few of a row's slots.
   std::int64_t slot_size(std::int64_t rows) const { return rows * p_.tiling.width + kMaxLanes; }
+  bool in_tiles() const { return p_.in_tiles.kernels != nullptr; }
+  bool is_spoiled() const { return in_tiles() && *p_.in_tiles.special; }
+  /// Of all panels, that a position takes.
+  std::int64_t numbers() const { return p_.tiling.bundles * p_.tiling.panels * position_; }
   static std::int64_t bytes(std::int64_t numbers) { return numbers * static_cast<std::int64_t>(sizeof(T)); }
 
   const GramProblem<T> p_;
   const OutputWriter<T> writer_;
   const PanelPairs pairs_;
+  const std::int64_t position_;  ///< numbers of a panel that a position takes
+  const std::int64_t together_;  ///< images in a position
 };
 
 template <class T>
 Summation<T>::Summation(const GramProblem<T>& problem)
     : p_(problem),
       writer_(p_.simd, p_.plan, p_.tiling, p_.update, p_.out, p_.around, p_.parallel_for),
-      pairs_(panel_pairs(p_.tiling)) {}
+      pairs_(panel_pairs(p_.tiling)),
+      position_(in_tiles() ? chunk_size(p_.in_tiles.parts) / 2 : p_.tiling.width),
+      together_(in_tiles() ? kChunk : 1) {}
 
 template <class T>
 Range Summation<T>::needed_groups(const PanelPair& pair) const {
@@ -104,15 +114,26 @@ void Summation<T>::sum_slot(const Slot& slot, const Box& box, const T* a, const 
   alignas(64) T tile[kMaxWidth * kMaxWidth];
   T* target = first ? sum : tile;
   std::int64_t in_tile = 0;
-  for_each_run_list(p_.plan, slot, box, columns > p_.simd.lanes ? kListed : kListedNarrow,
-                    [&](const Run* runs, std::int64_t run_count, std::int64_t weight) {
-                      p_.simd.gram(a, b, width, runs, run_count, strip.rows, columns, upper, static_cast<T>(weight),
-                                   in_tile == 0, target, ahead);
-                      if (++in_tile < kListsInTile) return;
-                      if (target == tile) p_.simd.add(sum, tile, tile_size);
-                      target = tile;
-                      in_tile = 0;
-                    });
+  const auto gram = [&](const Run* runs, std::int64_t run_count, T weight) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (in_tiles()) {
+        const std::int64_t parts = p_.in_tiles.parts;
+        p_.in_tiles.kernels->gram(reinterpret_cast<const std::uint16_t*>(a), reinterpret_cast<const std::uint16_t*>(b),
+                                  chunk_size(parts), runs, run_count, parts, strip.rows, columns, upper, weight,
+                                  in_tile == 0, target);
+        return;
+      }
+    }
+    p_.simd.gram(a, b, width, runs, run_count, strip.rows, columns, upper, weight, in_tile == 0, target, ahead);
+  };
+  const std::int64_t listed = in_tiles() ? kListedChunks : columns > p_.simd.lanes ? kListed : kListedNarrow;
+  for_each_run_list(p_.plan, slot, box, listed, [&](const Run* runs, std::int64_t run_count, std::int64_t weight) {
+    gram(runs, run_count, static_cast<T>(weight));
+    if (++in_tile < kListsInTile) return;
+    if (target == tile) p_.simd.add(sum, tile, tile_size);
+    target = tile;
+    in_tile = 0;
+  });
   if (target == tile) {
     if (in_tile > 0) p_.simd.add(sum, tile, tile_size);
   } else if (in_tile == 0) {
@@ -125,14 +146,14 @@ template <class T>
 void Summation<T>::sum_strip(const Box& box, const T* packed, const Strip& strip, std::int64_t slot_size, T* sums,
                              bool first, Ahead& ahead) const {
   const PanelPair& pair = strip.pair;
-  const std::int64_t width = p_.tiling.width, panel_size = box.positions() * width;
+  const std::int64_t panel_size = box.positions() * position_;
   const T* bundle = packed + pair.bundle * p_.tiling.panels * panel_size;
   const Range groups = needed_groups(pair);
   for (std::int64_t g = groups.begin; g < groups.end; ++g) {
     const auto [down, right, slots] = group(g);
     const bool upper = pair.i == pair.j && down == 0 && right == 0;
     const std::int64_t lag = (down * box.packed_columns.size() + right) * box.images.size();
-    const T *a = bundle + pair.i * panel_size, *b = bundle + pair.j * panel_size + lag * width;
+    const T *a = bundle + pair.i * panel_size, *b = bundle + pair.j * panel_size + lag * position_;
     for (std::int64_t s = slots.begin; s < slots.end; ++s) {
       sum_slot(p_.plan.slots[static_cast<std::size_t>(s)], box, a, b, strip, upper, sums + s * slot_size, first, ahead);
     }
@@ -153,18 +174,19 @@ void Summation<T>::add_slices(const Strip& strip, T* total, std::int64_t slices,
 
 /// Few sums: each slice of the boxes has its own, added up and written at the end.
 template <class T>
-void Summation<T>::sum_slices() {
+bool Summation<T>::sum_slices() {
   const std::int64_t width = p_.tiling.width, slot_size = this->slot_size(width), strip_size = slots() * slot_size;
   const std::vector<Strip> strips = this->strips(width);
-  const std::int64_t channels = p_.tiling.channels_per_position(), slice_size = count(strips) * strip_size;
+  const std::int64_t channels = numbers(), slice_size = count(strips) * strip_size;
   const std::int64_t most_slices =
       std::clamp(p_.limits.slices / std::max<std::int64_t>(1, bytes(slice_size)), kFewSlices, kSlices);
   const std::int64_t positions = p_.images * p_.plan.height * p_.plan.width;
-  const std::int64_t of_many = std::max(kLongSlice, positions / most_slices);
-  const std::int64_t of_few = std::max(kPositionsOfSlot * slots() / count(p_.plan.groups), positions / kFewSlices);
+  const std::int64_t of_many = std::max(kLongSlice / together_, positions / most_slices);
+  const std::int64_t of_few =
+      std::max(kPositionsOfSlot / together_ * slots() / count(p_.plan.groups), positions / kFewSlices);
   const std::int64_t in_box =
       std::max<std::int64_t>(1, std::min({p_.limits.kept_box / bytes(channels), of_many, of_few}));
-  const std::int64_t near = std::max(kPositionsOfSlot, p_.limits.near_box / bytes(channels));
+  const std::int64_t near = std::max(kPositionsOfSlot / together_, p_.limits.near_box / bytes(channels));
   const bool overlap = p_.plan.reach_down + p_.plan.reach_right > 0;
   const std::vector<Box> boxes = split_boxes(p_.plan, p_.images, overlap ? in_box : std::min(in_box, near));
   const std::int64_t worth = std::max<std::int64_t>(1, (positions + in_box - 1) / in_box);
@@ -185,6 +207,7 @@ void Summation<T>::sum_slices() {
       }
     }
   });
+  if (is_spoiled()) return false;
   const std::vector<Range> runs = split(count(strips), (count(strips) + kStrips - 1) / kStrips);
   for_each(p_.parallel_for, count(runs), [&](std::int64_t run) {
     const Range& range = runs[static_cast<std::size_t>(run)];
@@ -195,16 +218,17 @@ void Summation<T>::sum_slices() {
       writer_.write(strip, total, slot_size, true, true);
     }
   });
+  return true;
 }
 
 /// Many sums: a thread makes those of a strip, box after box of a batch of them, and adds them to the output. Where no lag has
 /// a box read again, all strips of a block of pairs do so before the next box.
 template <class T>
-void Summation<T>::sum_boxes() {
-  const std::int64_t width = p_.tiling.width, step = p_.simd.tile_rows;
+bool Summation<T>::sum_boxes() {
+  const std::int64_t width = p_.tiling.width, step = in_tiles() ? kTileWidth / 2 : p_.simd.tile_rows;
   const std::int64_t fitting = p_.limits.added / bytes(slots() * width), shared = width * count(pairs_.list) / kStrips;
   const std::int64_t rows = std::clamp(std::min(fitting, shared) / step * step, step, width);
-  const std::int64_t slot_size = this->slot_size(rows), channels = p_.tiling.channels_per_position();
+  const std::int64_t slot_size = this->slot_size(rows), channels = numbers();
   const std::vector<Strip> strips = this->strips(rows);
   const std::int64_t strip_size = slots() * slot_size;
   const bool lags = p_.plan.reach_down + p_.plan.reach_right > 0;
@@ -213,13 +237,20 @@ void Summation<T>::sum_boxes() {
                         bytes(pairs_.few * pairs_.few * strip_size) <= p_.limits.added;
   const std::vector<Range> tasks = together ? pairs_.blocks : split(count(strips), 1);
   const std::int64_t panels = together ? 2 * pairs_.few : 2;
-  const std::int64_t in_box = std::min(p_.limits.added_box / bytes(panels * width), p_.limits.packed / bytes(channels));
+  const std::int64_t added_box = (in_tiles() ? kTimes : 1) * p_.limits.added_box;
+  const std::int64_t most_packed = (in_tiles() ? 2 : 1) * p_.limits.packed;
+  const std::int64_t in_box = std::min(added_box / bytes(panels * position_), most_packed / bytes(channels));
   const std::vector<Box> boxes = split_boxes(p_.plan, p_.images, std::max<std::int64_t>(1, in_box));
   const std::int64_t box_size = most_positions(boxes) * channels;
-  const std::vector<Range> batches = split(count(boxes), p_.limits.packed / bytes(std::max<std::int64_t>(1, box_size)));
+  const std::vector<Range> batches = split(count(boxes), most_packed / bytes(std::max<std::int64_t>(1, box_size)));
   const Buffer<T> packed = make_buffer<T>(batches.back().size() * box_size);
+  // In tiles nothing is written before all numbers are known to be finite; the first batch stays packed.
+  for (auto batch = batches.rbegin(); in_tiles() && batch != batches.rend(); ++batch) {
+    pack(boxes, *batch, box_size, packed.get());
+    if (is_spoiled()) return false;
+  }
   for (const Range& batch : batches) {
-    pack(boxes, batch, box_size, packed.get());
+    if (!in_tiles() || batch.begin > 0) pack(boxes, batch, box_size, packed.get());
     for_each(p_.parallel_for, count(tasks), [&](std::int64_t t) {
       const Range& task = tasks[static_cast<std::size_t>(t)];
       const Buffer<T> sums = make_buffer<T>(task.size() * strip_size);
@@ -243,29 +274,28 @@ void Summation<T>::sum_boxes() {
       if (pair.i == pair.j) writer_.mirror_diagonal(pair);
     });
   }
+  return true;
 }
 
 template <class T>
-void Summation<T>::run() {
+bool Summation<T>::run() {
   const std::int64_t sums = count(pairs_.list) * slots() * slot_size(p_.tiling.width);
-  const std::int64_t positions = p_.images * p_.plan.height * p_.plan.width;
+  const std::int64_t positions = p_.images * together_ * p_.plan.height * p_.plan.width;
   const bool one_slice = positions <= kPositionsOfSlot * slots() / count(p_.plan.groups);
-  if (bytes(sums) <= p_.limits.kept && !(one_slice && positions * sums > kWorthSharing)) {
-    sum_slices();
-  } else {
-    sum_boxes();
-  }
-  if (p_.tiling.constant) writer_.write_corner(static_cast<double>(p_.images * p_.plan.outputs));
+  const bool few = bytes(sums) <= p_.limits.kept && !(one_slice && positions * sums > kWorthSharing);
+  if (!(few ? sum_slices() : sum_boxes())) return false;
+  if (p_.tiling.constant) writer_.write_corner(static_cast<double>(p_.examples * p_.plan.outputs));
+  return true;
 }
 
 }  // namespace
 
 template <class T>
-void sum_grams(const GramProblem<T>& problem) {
-  Summation<T>(problem).run();
+bool sum_grams(const GramProblem<T>& problem) {
+  return Summation<T>(problem).run();
 }
 
-template void sum_grams(const GramProblem<float>&);
-template void sum_grams(const GramProblem<double>&);
+template bool sum_grams(const GramProblem<float>&);
+template bool sum_grams(const GramProblem<double>&);
 
 }  // namespace eigendamage::cpu

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 
@@ -23,6 +24,13 @@ struct Limits {
   std::int64_t packed = 16 << 20;    ///< packed positions shared by the threads
 };
 
+/// Panels of chunks in place of numbers: a position is one of 32 images, in chunk_size(parts) bfloat16 numbers.
+struct InTiles {
+  const TileKernels* kernels = nullptr;  ///< null for panels of numbers
+  std::int64_t parts = 0;
+  const std::atomic<bool>* special = nullptr;  ///< true where a number that was packed is not finite
+};
+
 /// Everything that sums over positions is one computation: the plan says which Grams of a grid's positions and lags make
 /// up which block of the output, the tiling how channels are laid into panels, the packer where their values come from.
 ///
@@ -37,16 +45,20 @@ struct GramProblem {
   const Plan& plan;
   const Tiling& tiling;
   const Packer<T>& packer;
-  std::int64_t images;
+  std::int64_t images;  ///< that are packed; as such, 32 in tiles are one
   Update update;
   FactorView out;
   const ParallelFor& parallel_for;
   Limits limits;
-  std::int64_t around;  ///< bytes of `out` from which on it is written around the caches
-  double tiles;         ///< multiply-adds from which on matrix units are worth the time that they take to begin
+  std::int64_t around;    ///< bytes of `out` from which on it is written around the caches
+  double tiles;           ///< multiply-adds from which on matrix units are worth the time that they take to begin
+  std::int64_t examples;  ///< images, each of those in tiles counted
+  InTiles in_tiles = {};
 };
 
+///
+/// Returns false, and has written nothing, where a number in tiles is not finite, which products of parts would spoil.
 template <class T>
-void sum_grams(const GramProblem<T>& problem);
+bool sum_grams(const GramProblem<T>& problem);
 
 }  // namespace eigendamage::cpu

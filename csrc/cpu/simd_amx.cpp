@@ -299,12 +299,17 @@ inline void clear_sums() {
 }
 
 template <int Count, unsigned Wanted>
-void gram_tiles(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, std::int64_t chunks, float weight,
-                bool fresh, float* tile) {
+void gram_tiles(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, const Run* runs,
+                std::int64_t run_count, float weight, bool fresh, float* tile) {
   _tile_loadconfig(&kShapes);
   clear_sums();
   b += Count * kSide;
-  for (; chunks > 0; --chunks, a += step, b += step) multiply<Count, Wanted>(a, b, [](int) {});
+  for (const Run* run = runs; run != runs + run_count; ++run) {
+    const std::int64_t first = run->first * step, apart = run->step * step;
+    for (std::int64_t i = 0; i < run->count; ++i) {
+      multiply<Count, Wanted>(a + first + i * apart, b + first + i * apart, [](int) {});
+    }
+  }
   alignas(64) float sums[kRows * kRows];
   if constexpr (Wanted & kFirst) {
     _tile_stored(0, sums, kLine);
@@ -337,8 +342,9 @@ auto tiles_for(unsigned wanted) {
   }
 }
 
-void gram(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, std::int64_t chunks, std::int64_t parts,
-          const Range& rows, std::int64_t columns, bool upper, float weight, bool fresh, float* tile) {
+void gram(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, const Run* runs, std::int64_t run_count,
+          std::int64_t parts, const Range& rows, std::int64_t columns, bool upper, float weight, bool fresh,
+          float* tile) {
   const bool both_rows = rows.end - rows.begin > kRows, both_columns = columns > kRows;
   const bool left = !(upper && rows.begin >= kRows);
   if (!left && !both_columns) return;
@@ -346,7 +352,7 @@ void gram(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, std
   if (both_rows && !upper) wanted |= kBelow;
   if (both_rows && both_columns) wanted |= kLast;
   const auto sum = parts == 1 ? tiles_for<1>(wanted) : parts == 2 ? tiles_for<2>(wanted) : tiles_for<3>(wanted);
-  sum(a + rows.begin / kRows * kTile, b, step, chunks, weight, fresh, tile);
+  sum(a + rows.begin / kRows * kTile, b, step, runs, run_count, weight, fresh, tile);
 }
 
 constexpr int kTileSums = kRows * kRows;

@@ -12,7 +12,8 @@ namespace {
 
 // Levels of summation: chunks in the matrix units, sums of chunks in a tile, tiles in the sums of a slice.
 constexpr std::int64_t kListedChunks = 16, kListsInTile = 64;
-constexpr std::int64_t kSlices = 16, kFewSlices = 4, kLongSlice = 2048, kOneSlice = 256, kStrips = 20;
+constexpr std::int64_t kSlices = 16, kFewSlices = 4, kLongSlice = 2048, kOneSlice = 256, kLeastInBox = 128,
+                       kStrips = 20;
 constexpr std::int64_t kTileSize = kTileWidth * kTileWidth;
 
 std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
@@ -61,8 +62,9 @@ class TileSummation {
     std::int64_t in_tile = 0;
     for (const ChunkList::Weighted& some : list.weighted) {
       for (std::int64_t c = some.chunks.begin; c < some.chunks.end; c += kListedChunks) {
-        tiles_.gram(a + c * step_, b + c * step_, step_, std::min(kListedChunks, some.chunks.end - c), packer_.parts(),
-                    strip.rows, columns, i == j, some.weight, in_tile == 0, target);
+        const Run run{c, std::min(kListedChunks, some.chunks.end - c), 1};
+        tiles_.gram(a, b, step_, &run, 1, packer_.parts(), strip.rows, columns, i == j, some.weight, in_tile == 0,
+                    target);
         if (++in_tile < kListsInTile) continue;
         if (target == tile) p_.simd.add(sum, tile, kTileSize);
         target = tile;
@@ -80,7 +82,8 @@ class TileSummation {
   bool sum_slices() const {
     const std::int64_t slice_size = count(strips_) * kTileSize;
     const std::int64_t near = p_.limits.near_box * 3 / (panels() * position_bytes());
-    const std::vector<Box> boxes = split_boxes(p_.plan, p_.images, std::max<std::int64_t>(kChunk, near));
+    const std::int64_t in_box = std::min(near, std::max(kLeastInBox, positions() / kFewSlices));
+    const std::vector<Box> boxes = split_boxes(p_.plan, p_.images, std::max(kChunk, in_box));
     const std::int64_t fitting = std::clamp(p_.limits.slices / (slice_size * 4), kFewSlices, kSlices);
     const std::int64_t slices = std::min({fitting, count(boxes), std::max(kFewSlices, positions() / kLongSlice)});
     const std::int64_t box_size = this->box_size(boxes);

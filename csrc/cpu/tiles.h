@@ -7,6 +7,8 @@
 
 namespace eigendamage::cpu {
 
+struct Run;
+
 constexpr std::int64_t kChunk = 32;      ///< positions that a product of tiles sums
 constexpr std::int64_t kTileWidth = 32;  ///< channels of a panel in tiles: two tiles of 16
 constexpr std::int64_t kSide = 1024;     ///< bfloat16 numbers of a part of a chunk, on one side of a product
@@ -47,11 +49,11 @@ struct TileKernels {
   bool (*split_lines)(const float* const* lines, const Segment16* segments, bool weighted, const std::int64_t* next,
                       std::uint16_t* chunk);
 
-  /// PanelKernels<float>::gram of chunks of two panels, each `step` numbers after the one before. rows.begin is a multiple
-  /// of 16.
-  void (*gram)(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, std::int64_t chunks,
-               std::int64_t parts, const Range& rows, std::int64_t columns, bool upper, float weight, bool fresh,
-               float* tile);
+  /// PanelKernels<float>::gram over runs of chunks of two panels, each `step` numbers after the one before. rows.begin is a
+  /// multiple of 16.
+  void (*gram)(const std::uint16_t* a, const std::uint16_t* b, std::int64_t step, const Run* runs,
+               std::int64_t run_count, std::int64_t parts, const Range& rows, std::int64_t columns, bool upper,
+               float weight, bool fresh, float* tile);
 
   /// tile[r·32 + c] = (fresh ? 0 : tile) + Σ_n (Σ_p a_n[p, r] b_n[p, c])², r < rows, c < columns, over examples n of so many
   /// chunks each, for every panel on the left. Whole tiles of 16 × 16 are computed: the other entries hold rubbish afterwards.

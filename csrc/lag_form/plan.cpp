@@ -109,15 +109,16 @@ Plan patch_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t 
 
 LagWork lag_work(const ConvGeometry& geometry, std::int64_t height, std::int64_t width) {
   const auto axis_work = [](const ConvAxis& axis, std::int64_t size) {
-    LagWork work{0, 0};
+    LagWork work{0, 0, 0};
     for (const AxisGroup& group : axis_groups(axis, size)) {
       for (const Segment& segment : group.segments) work.positions += static_cast<double>(segment.count);
+      work.slots += static_cast<double>(group.segments.size());
       for (const OffsetPair& pair : group.pairs) work.terms += static_cast<double>(pair.end - pair.begin);
     }
     return work;
   };
   const LagWork v = axis_work(geometry.vertical, height), h = axis_work(geometry.horizontal, width);
-  return {v.positions * h.positions, v.terms * h.terms};
+  return {v.positions * h.positions, v.slots * h.slots, v.terms * h.terms};
 }
 
 ImageView reached_by(ImageView x, const ConvGeometry& geometry) {

@@ -78,9 +78,10 @@ Plan channel_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_
 /// The patch covariance in lag form: every block is a sum of rectangles shared between the blocks of its lag.
 Plan patch_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width);
 
-/// Work of the lag form, known before its plan is made, per image and pair of channels: positions summed, and terms added.
+/// Work of the lag form, known before its plan is made, per pair of channels: positions summed, for an image; slots; and terms
+/// added.
 struct LagWork {
-  double positions, terms;
+  double positions, slots, terms;
 };
 LagWork lag_work(const ConvGeometry& geometry, std::int64_t height, std::int64_t width);
 

@@ -29,7 +29,7 @@ TEST(float_sums_are_as_accurate_as_a_float_matrix_product) {
     const double bound = 2 * plain + static_cast<double>(std::numeric_limits<float>::epsilon()) * norm(exact);
     for (const cpu::InstructionSet* set : cpu::supported_instruction_sets()) {
       cpu::force_instruction_set(*set);
-      for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect}) {
+      for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect, cpu::PatchForm::kTiledLags}) {
         for (const auto& [kept, tiles] :
              {std::pair<std::int64_t, double>{1 << 20, 1e99}, {1 << 20, 0}, {0, 1e99}, {0, 0}}) {
           Output out(1, 45, ScalarType::kFloat32, 0, random);
@@ -42,6 +42,30 @@ TEST(float_sums_are_as_accurate_as_a_float_matrix_product) {
                     std::to_string(plain / norm(exact) * 1e7) + "e-7");
         }
       }
+    }
+  }
+}
+
+TEST(lags_in_tiles_are_as_accurate) {
+  const ConvGeometry geometry{{3, 1, 1, 1, 6}, {3, 1, 1, 1, 5}};
+  const ParallelFor parallel_for = testing::threads(1);
+  const cpu::InstructionSet* best = cpu::supported_instruction_sets().front();
+  if (!best->single_precision.tiles) return;
+  cpu::force_instruction_set(*best);
+  for (const double mean : {0.0, 2.0}) {
+    Random random(1);
+    Images x({200, 20, 6, 5}, ScalarType::kFloat32, testing::Layout::kPlanes);
+    x.fill_normal(random, mean);
+    const std::vector<double> exact = reference::patch_covariance(x.view(), geometry, 1, false);
+    const double plain = distance(reference::patch_covariance_in_float(x.view(), geometry), exact);
+    const double bound = 2 * plain + static_cast<double>(std::numeric_limits<float>::epsilon()) * norm(exact);
+    for (const std::int64_t kept : {1 << 20, 0}) {
+      Output out(1, 180, ScalarType::kFloat32, 0, random);
+      cpu::patch_covariance(x.view(), geometry, false, {1, 0}, out.view(), {&parallel_for},
+                            {cpu::PatchForm::kTiledLags, {.kept = kept}});
+      const double error = distance(out.values(), exact);
+      CHECK(!(error > bound) && std::isfinite(error), std::to_string(error / norm(exact) * 1e7) + "e-7, plain " +
+                                                          std::to_string(plain / norm(exact) * 1e7) + "e-7");
     }
   }
 }

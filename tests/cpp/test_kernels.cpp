@@ -34,8 +34,9 @@ constexpr cpu::Limits kAllKept{1 << 30, 1 << 30, 1 << 13, 0, 0, 0};
 
 cpu::Tuning random_tuning(Random& random) {
   const cpu::Limits limits[] = {{}, kTinyLimits, kSmallLimits, kNothingKept, kAllKept};
-  const cpu::PatchForm forms[] = {cpu::PatchForm::kCheaper, cpu::PatchForm::kLags, cpu::PatchForm::kDirect};
-  cpu::Tuning tuning{forms[pick(random, 0, 2)], limits[pick(random, 0, 4)], pick(random, 0, 2) ? 0.0 : 4e6};
+  const cpu::PatchForm forms[] = {cpu::PatchForm::kCheaper, cpu::PatchForm::kLags, cpu::PatchForm::kDirect,
+                                  cpu::PatchForm::kTiledLags};
+  cpu::Tuning tuning{forms[pick(random, 0, 3)], limits[pick(random, 0, 4)], pick(random, 0, 2) ? 0.0 : 4e6};
   if (pick(random, 0, 3)) tuning.tiles = 0;
   return tuning;
 }
@@ -147,7 +148,8 @@ TEST(results_written_around_the_caches_are_the_same) {
       single.fill_normal(random, 0.5);
       twofold.fill_normal(random, 0.5);
       for (const ConvGeometry& geometry : geometries) {
-        for (const cpu::PatchForm form : {cpu::PatchForm::kLags, cpu::PatchForm::kDirect, cpu::PatchForm::kSpectral}) {
+        for (const cpu::PatchForm form :
+             {cpu::PatchForm::kLags, cpu::PatchForm::kDirect, cpu::PatchForm::kSpectral, cpu::PatchForm::kTiledLags}) {
           cpu::Tuning through{form}, around{form};
           through.limits = around.limits = pick(random, 0, 1) ? cpu::Limits{} : kNothingKept;
           around.around = 0;
@@ -366,6 +368,37 @@ TEST(matrix_units_leave_numbers_that_are_not_finite_to_others) {
         }
         for (std::int64_t i = 0; i < 70; ++i) {
           for (std::int64_t j = 0; j < 70; ++j) {
+            const double a = by_tiles.at(0, i, j), b = without.at(0, i, j);
+            CHECK(a == b || (std::isnan(a) && std::isnan(b)), testing::describe(x.view(), geometry));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(lags_in_tiles_leave_numbers_that_are_not_finite_to_others) {
+  const auto sets = cpu::supported_instruction_sets();
+  if (!sets.front()->single_precision.tiles) return;
+  Random random(13);
+  const ConvGeometry geometry{{3, 2, 1, 1, 4}, {3, 1, 1, 1, 7}};
+  for (const double special : {kNan, std::numeric_limits<double>::infinity()}) {
+    for (const cpu::Limits& limits : {cpu::Limits{}, kNothingKept, kAllKept}) {
+      for (const std::int64_t images : {3, 70}) {
+        Images x({images, 33, 7, 7}, ScalarType::kFloat32, choose(random, testing::kLayouts));
+        x.fill_integers(random);
+        x.set(pick(random, 0, images - 1), pick(random, 0, 32), pick(random, 0, 6), pick(random, 0, 6), special);
+        const ParallelFor parallel_for = testing::threads(3);
+        cpu::Tuning tuning{cpu::PatchForm::kTiledLags, limits};
+        Output by_tiles(1, 298, ScalarType::kFloat32, 0, random), without(1, 298, ScalarType::kFloat32, 0, random);
+        for (const double beta : {0.0, 1.0}) {
+          cpu::force_instruction_set(*sets[0]);
+          cpu::patch_covariance(x.view(), geometry, true, {1, beta}, by_tiles.view(), {&parallel_for}, tuning);
+          cpu::force_instruction_set(*sets[1]);
+          cpu::patch_covariance(x.view(), geometry, true, {1, beta}, without.view(), {&parallel_for}, tuning);
+        }
+        for (std::int64_t i = 0; i < 298; ++i) {
+          for (std::int64_t j = 0; j < 298; ++j) {
             const double a = by_tiles.at(0, i, j), b = without.at(0, i, j);
             CHECK(a == b || (std::isnan(a) && std::isnan(b)), testing::describe(x.view(), geometry));
           }

@@ -20,6 +20,8 @@ namespace {
 /// Null where the CPU has no matrix units: nothing is tested then.
 const cpu::TileKernels* tiles() { return cpu::supported_instruction_sets().front()->single_precision.tiles; }
 
+constexpr cpu::Run kFirst{0, 1, 1};
+
 /// 32 positions of 32 channels.
 struct Panel {
   std::vector<float> numbers = std::vector<float>(kChunk * kTileWidth);
@@ -80,7 +82,9 @@ TEST(chunks_of_positions_are_multiplied_and_added_up) {
     const auto weight = static_cast<float>(pick(random, 1, 9));
     const auto tile = cpu::make_buffer<float>(kTileWidth * kTileWidth);
     std::fill_n(tile.get(), kTileWidth * kTileWidth, 5.0f);
-    tiles()->gram(a.get(), b.get(), step, chunks, parts, rows, columns, upper, weight, fresh, tile.get());
+    const std::int64_t middle = pick(random, 0, chunks);
+    const cpu::Run runs[] = {{middle, chunks - middle, 1}, {middle - 1, middle, -1}};
+    tiles()->gram(a.get(), b.get(), step, runs, 2, parts, rows, columns, upper, weight, fresh, tile.get());
     for (std::int64_t r = rows.begin; r < rows.end; ++r) {
       for (std::int64_t c = upper ? r : 0; c < columns; ++c) {
         const double sum = weight * expected[static_cast<std::size_t>(r * kTileWidth + c)] + (fresh ? 0 : 5);
@@ -106,7 +110,7 @@ TEST(three_parts_are_the_whole_number) {
       if (std::fabs(numbers.at(0, c)) > 3.38e38f) numbers.at(0, c) = 0;
     }
     CHECK(split(numbers, ~0u, 0, 1, 3, a.get()), "finite");
-    tiles()->gram(a.get(), b.get(), 0, 1, 3, {0, 32}, 32, false, 1, true, tile.get());
+    tiles()->gram(a.get(), b.get(), 0, &kFirst, 1, 3, {0, 32}, 32, false, 1, true, tile.get());
     for (std::int64_t r = 0; r < kTileWidth; ++r) {
       for (std::int64_t c = 0; c < kTileWidth; ++c)
         CHECK(tile.get()[r * kTileWidth + c] == numbers.at(0, r), std::to_string(numbers.at(0, r)));
@@ -140,7 +144,7 @@ TEST(segments_of_lines_are_weighted_on_one_side) {
     }
     CHECK(tiles()->split_lines(lines, segments, weighted, next, chunk.get()), "finite");
     const auto tile = cpu::make_buffer<float>(kTileWidth * kTileWidth);
-    tiles()->gram(chunk.get(), chunk.get(), 0, 1, 3, {0, 32}, 32, false, 1, true, tile.get());
+    tiles()->gram(chunk.get(), chunk.get(), 0, &kFirst, 1, 3, {0, 32}, 32, false, 1, true, tile.get());
     for (std::int64_t r = 0; r < kTileWidth; ++r) {
       for (std::int64_t c = 0; c < kTileWidth; ++c) {
         double sum = 0;
