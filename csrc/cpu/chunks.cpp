@@ -141,7 +141,7 @@ class LineChunks final : public ChunkPacker {
   }
 
   std::int64_t parts() const override { return 3; }
-  std::int64_t least_panels() const override { return x_.height * x_.width % kChunk == 0 ? 2 : 3; }
+  std::int64_t least_panels() const override { return 3; }
   std::int64_t most_chunks(const Box& box) const override { return ceil_div(box.images.size() * segments(box), 2); }
   std::int64_t pieces() const override { return tiling_.bundles * tiling_.panels; }
 

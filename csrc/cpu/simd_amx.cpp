@@ -125,35 +125,6 @@ bool split_positions(const float* const* positions, std::uint32_t channels, std:
   return split_positions_into<3>(positions, channels, constant, left, right);
 }
 
-// Eight rows of pairs of one part. A side of few positions is made of blocks of them, two of which are a tile: on the right,
-// for each half of the channels, low, high, middle, high; on the left middle with high, then high with low.
-constexpr int kBlock = 8 * kRow;
-
-bool split_few(const float* const* positions, std::uint16_t* left, std::uint16_t* right) {
-  Special special = 0;
-  alignas(64) std::uint16_t aside[4 * kBlock];
-  for (int half = 0; half < 2; ++half) {
-    std::uint16_t* blocks = right ? right + half * 4 * kBlock : aside;
-    for (int i = 0; i < kRows / 2; ++i) {
-      const auto at = [&](const float* position) { return position ? vector(position + half * kRows) : Floats{}; };
-      const Parts a = parts_of<3>(at(positions[i]), special), b = parts_of<3>(at(positions[i + 8]), special);
-      const Words high = paired(a.part[0], b.part[0]);
-      auto* row = reinterpret_cast<Words*>(blocks + i * kRow);
-      constexpr int block = kBlock / kRow;
-      row[0] = paired(a.part[2], b.part[2]);
-      row[block] = row[3 * block] = high;
-      row[2 * block] = paired(a.part[1], b.part[1]);
-    }
-    if (!left) continue;
-    transpose_words(blocks + 2 * kBlock, left + half * kTile);
-    alignas(64) std::uint16_t high_low[2 * kBlock];
-    __builtin_memcpy(high_low, blocks + kBlock, kBlock * sizeof(std::uint16_t));
-    __builtin_memcpy(high_low + kBlock, blocks, kBlock * sizeof(std::uint16_t));
-    transpose_words(high_low, left + kSide + half * kTile);
-  }
-  return special == 0;
-}
-
 template <bool Weighted>
 bool split_lines_of(const float* const* lines, const Segment16* segments, const std::int64_t* next,
                     std::uint16_t* chunk) {
@@ -204,12 +175,6 @@ struct Products {
     if constexpr (kLeft) _tile_loadd(6, b, kLine);
     if constexpr (kRightSide) _tile_loadd(7, b + kTile, kLine);
   }
-  // Two blocks of few positions, from the one of that number on.
-  static void blocks(const std::uint16_t* b, int block) {
-    b += block * kBlock;
-    if constexpr (kLeft) _tile_loadd(6, b, kLine);
-    if constexpr (kRightSide) _tile_loadd(7, b + 4 * kBlock, kLine);
-  }
   static void add() {
     if constexpr (Wanted & kFirst) _tile_dpbf16ps(0, 4, 6);
     if constexpr (Wanted & kRightTile) _tile_dpbf16ps(1, 4, 7);
@@ -226,8 +191,7 @@ inline void add_tile(const float* sums, float weight, bool fresh, float* tile) {
   }
 }
 
-// The sums of products of parts of one chunk. Count 0 stands for few positions. meanwhile(i) runs after the i-th of them, of
-// which there are kProducts<Count>.
+// The sums of products of parts of one chunk. meanwhile(i) runs after the i-th of them, of which there are kProducts<Count>.
 template <int Count>
 constexpr int kProducts = Count == 0   ? 3
                           : Count == 1 ? 1
@@ -237,19 +201,7 @@ constexpr int kProducts = Count == 0   ? 3
 template <int Count, unsigned Wanted, class Meanwhile>
 inline void multiply(const std::uint16_t* a, const std::uint16_t* b, const Meanwhile& meanwhile) {
   using P = Products<Wanted>;
-  if constexpr (Count == 0) {
-    P::rows(a, 0);
-    P::blocks(b, 1);
-    P::add();
-    meanwhile(0);
-    P::blocks(b, 2);
-    P::add();
-    meanwhile(1);
-    P::rows(a, 1);
-    P::blocks(b, 0);
-    P::add();
-    meanwhile(2);
-  } else if constexpr (Count == 1) {
+  if constexpr (Count == 1) {
     P::rows(a, 0);
     P::columns(b, 0);
     P::add();
@@ -443,7 +395,6 @@ void squares(const Sides& sides, std::int64_t rows, std::int64_t columns, bool f
       _mm512_storeu_ps(tile + panel * sides.tile_step + i, (__m512)Floats{});
     }
   }
-  if (sides.few) return squares_of<0>(sides, rows, columns, tile);
   if (sides.parts == 1) return squares_of<1>(sides, rows, columns, tile);
   if (sides.parts == 2) return squares_of<2>(sides, rows, columns, tile);
   squares_of<3>(sides, rows, columns, tile);
@@ -451,11 +402,8 @@ void squares(const Sides& sides, std::int64_t rows, std::int64_t columns, bool f
 
 }  // namespace
 
-constinit const TileKernels kAmxTiles{.split_positions = split_positions,
-                                      .split_few = split_few,
-                                      .split_lines = split_lines,
-                                      .gram = gram,
-                                      .squares = squares};
+constinit const TileKernels kAmxTiles{
+    .split_positions = split_positions, .split_lines = split_lines, .gram = gram, .squares = squares};
 
 }  // namespace eigendamage::cpu
 #endif

@@ -44,9 +44,8 @@ class TileSquares {
         writer_(layer),
         parts_(parts_of(layer.type)),
         outputs_(outputs_of(layer)),
-        few_(parts_ == 3 && outputs_ <= kFewPositions),
-        chunks_(few_ ? 1 : ceil_div(outputs_, kChunk)),
-        side_size_(few_ ? kFewSize : chunks_ * parts_ * kSide) {
+        chunks_(std::max<std::int64_t>(1, ceil_div(outputs_, kChunk))),
+        side_size_(chunks_ * parts_ * kSide) {
     const ConvAxis &v = l_.geometry.vertical, &h = l_.geometry.horizontal;
     g_positions_.assign(static_cast<std::size_t>(chunks_ * kChunk), -1);
     for (std::int64_t t = 0; t < outputs_; ++t) g_positions_[static_cast<std::size_t>(t)] = t * kTileWidth;
@@ -110,16 +109,14 @@ class TileSquares {
 
   /// One side of a panel's positions.
   bool split_panel(const float* panel, const std::vector<std::int64_t>& places, bool left, std::uint16_t* side) const {
-    const std::int64_t each = few_ ? kFewPositions : kChunk;
     bool right = true;
     for (std::int64_t c = 0; c < chunks_; ++c, side += parts_ * kSide) {
       const float* positions[kChunk];
-      for (std::int64_t p = 0; p < each; ++p) {
-        const std::int64_t place = places[static_cast<std::size_t>(c * each + p)];
+      for (std::int64_t p = 0; p < kChunk; ++p) {
+        const std::int64_t place = places[static_cast<std::size_t>(c * kChunk + p)];
         positions[p] = place < 0 ? nullptr : panel + place;
       }
-      right &= few_ ? tiles_.split_few(positions, left ? side : nullptr, left ? nullptr : side)
-                    : tiles_.split_positions(positions, ~0u, 0, parts_, left ? side : nullptr, left ? nullptr : side);
+      right &= tiles_.split_positions(positions, ~0u, 0, parts_, left ? side : nullptr, left ? nullptr : side);
     }
     return right;
   }
@@ -163,7 +160,7 @@ class TileSquares {
           for (std::int64_t i = 0; i < block.g.size(); i += kNear) {
             tiles_.squares({left.get() + i * together * side_size_, right.get(), side_size_, side_size_, some,
                             together * side_size_, block.x.size() * kTileSize, std::min(kNear, block.g.size() - i),
-                            chunks_, parts_, few_},
+                            chunks_, parts_},
                            g.panel_channels(block.bundle, block.g.begin + i),
                            x.panel_channels(block.bundle, block.x.begin + j), begin == examples.begin,
                            sums + (k * block.pairs() + i * block.x.size() + j) * kTileSize);
@@ -259,7 +256,6 @@ class TileSquares {
   const std::int64_t sums_;
   const WeightWriter<float> writer_;
   const std::int64_t parts_, outputs_;
-  const bool few_;
   const std::int64_t chunks_, side_size_;  ///< of a side of an example's panel
   std::vector<std::int64_t>
       g_positions_;  ///< of every output, and of what it meets of x under each offset, −1 for none
@@ -272,7 +268,7 @@ class TileSquares {
 struct Costs {
   static constexpr double kWorth = 0.8;    // of the time with vectors
   static constexpr double kProducts = 24;  // of vectors
-  static constexpr double kSplitLeft = 550, kSplitRight = 350, kWhole = 65, kPart = 55, kSquares = 200, kFew = 290;
+  static constexpr double kSplitLeft = 550, kSplitRight = 350, kWhole = 65, kPart = 55, kSquares = 200;
   double vectors, tiles;
 
   explicit Costs(const Layer<float>& layer) {
@@ -294,9 +290,7 @@ struct Costs {
                chunks = static_cast<double>(ceil_div(outputs, kChunk));
     const double splitting = chunks * (parts == 3 ? 1 : parts == 2 ? 0.7 : 0.4);
     const double products = chunks * (parts == 3 ? 6 : parts == 2 ? 4 : 1);
-    const double pairs = parts == 3 && outputs <= kFewPositions
-                             ? (whole + part) * kFew
-                             : products * (whole * kWhole + part * kPart) + (whole + part) * kSquares;
+    const double pairs = products * (whole * kWhole + part * kPart) + (whole + part) * kSquares;
     vectors = pairs_of_positions(v, layer.x_height) * pairs_of_positions(h, layer.x_width) * met / kProducts;
     tiles = static_cast<double>(g.bundles * g.panels) * splitting * kSplitLeft +
             offsets * (static_cast<double>(x.bundles * x.panels) * splitting * kSplitRight + pairs);

@@ -26,7 +26,6 @@ struct Sides {
   std::int64_t a_step, b_step, examples;    ///< from an example to the next, and how many
   std::int64_t a_panel, tile_step, panels;  ///< from a panel on the left and its tile to the next, and how many
   std::int64_t chunks, parts;
-  bool few;  ///< one chunk of 16 positions, in three parts
 };
 
 /// Products of bfloat16 numbers, summed as floats by the CPU's matrix units. A float is the sum of three bfloat16s of 8 bits
@@ -40,9 +39,6 @@ struct TileKernels {
   /// parts are right: not where a number is not finite, or so large that its first part is not.
   bool (*split_positions)(const float* const* positions, std::uint32_t channels, std::uint32_t constant,
                           std::int64_t parts, std::uint16_t* left, std::uint16_t* right);
-
-  /// Likewise of 16 positions, all channels of them, in three parts, for `squares` with `few`.
-  bool (*split_few)(const float* const* positions, std::uint16_t* left, std::uint16_t* right);
 
   /// chunk = 32 lines of numbers, one for each channel or null for zeros, at the positions of two segments, as three parts;
   /// with `weighted`, those on the left of a product times the weights. Meanwhile lines at `next` are fetched. Likewise.
@@ -61,7 +57,6 @@ struct TileKernels {
 };
 
 constexpr std::int64_t chunk_size(std::int64_t parts) { return 2 * parts * kSide; }
-constexpr std::int64_t kFewPositions = 16, kFewSize = 2 * kSide;  ///< of a side of a chunk of few positions
 
 /// Parts that hold every number of the type exactly, as long as it is not tiny.
 inline std::int64_t parts_of(ScalarType type) {

@@ -166,10 +166,10 @@ TEST(products_of_examples_are_squared_and_added_up) {
   if (!tiles()) return;
   Random random(4);
   for (int i = 0; i < 300; ++i) {
-    const bool few = pick(random, 0, 1);
-    const std::int64_t parts = few ? 3 : pick(random, 1, 3), chunks = few ? 1 : pick(random, 1, 3);
+    const std::int64_t parts = pick(random, 1, 3),
+                       chunks = pick(random, 0, 3) ? pick(random, 1, 3) : pick(random, 16, 33);
     const std::int64_t examples = pick(random, 1, 5), panels = pick(random, 1, 3);
-    const std::int64_t side = few ? cpu::kFewSize : chunks * parts * cpu::kSide;
+    const std::int64_t side = chunks * parts * cpu::kSide;
     const std::int64_t a_step = side + 64, b_step = side + 128, a_panel = examples * a_step + 32;
     const auto a = cpu::make_buffer<std::uint16_t>(panels * a_panel);
     const auto b = cpu::make_buffer<std::uint16_t>(examples * b_step);
@@ -178,7 +178,7 @@ TEST(products_of_examples_are_squared_and_added_up) {
       for (std::int64_t c = 0; c < chunks; ++c) {
         to.push_back(integers(random));
         const float* at[kChunk] = {};
-        for (std::int64_t p = 0; p < (few ? cpu::kFewPositions : kChunk); ++p) {
+        for (std::int64_t p = 0; p < kChunk; ++p) {
           if (pick(random, 0, 5)) {
             at[p] = &to.back().at(p, 0);
           } else {
@@ -186,8 +186,7 @@ TEST(products_of_examples_are_squared_and_added_up) {
           }
         }
         std::uint16_t* chunk = where + c * parts * cpu::kSide;
-        CHECK(few ? tiles()->split_few(at, on_left ? chunk : nullptr, on_left ? nullptr : chunk)
-                  : tiles()->split_positions(at, ~0u, 0, parts, on_left ? chunk : nullptr, on_left ? nullptr : chunk),
+        CHECK(tiles()->split_positions(at, ~0u, 0, parts, on_left ? chunk : nullptr, on_left ? nullptr : chunk),
               "finite");
       }
     };
@@ -200,9 +199,8 @@ TEST(products_of_examples_are_squared_and_added_up) {
     const bool fresh = pick(random, 0, 1);
     const auto tile = cpu::make_buffer<float>(panels * tile_step);
     std::fill_n(tile.get(), panels * tile_step, 5.0f);
-    tiles()->squares({a.get(), b.get(), a_step, b_step, examples, a_panel, tile_step, panels, chunks, parts, few}, rows,
+    tiles()->squares({a.get(), b.get(), a_step, b_step, examples, a_panel, tile_step, panels, chunks, parts}, rows,
                      columns, fresh, tile.get());
-    const std::int64_t positions = few ? cpu::kFewPositions : kChunk;
     for (std::int64_t panel = 0; panel < panels; ++panel) {
       for (std::int64_t r = 0; r < rows; ++r) {
         for (std::int64_t k = 0; k < columns; ++k) {
@@ -212,12 +210,12 @@ TEST(products_of_examples_are_squared_and_added_up) {
             for (std::int64_t c = 0; c < chunks; ++c) {
               const Panel& l = left[static_cast<std::size_t>((panel * examples + n) * chunks + c)];
               const Panel& m = right[static_cast<std::size_t>(n * chunks + c)];
-              for (std::int64_t p = 0; p < positions; ++p) sum += l.at(p, r) * m.at(p, k);
+              for (std::int64_t p = 0; p < kChunk; ++p) sum += l.at(p, r) * m.at(p, k);
             }
             expected += sum * sum;
           }
           const double ours = tile.get()[panel * tile_step + r * kTileWidth + k];
-          CHECK(std::fabs(ours - expected) <= 1e-6 * expected, few ? "few" : std::to_string(parts) + " parts");
+          CHECK(std::fabs(ours - expected) <= 1e-6 * expected, std::to_string(parts) + " parts");
         }
       }
       if (panel > 0) CHECK(tile.get()[panel * tile_step - 1] == 5, "between the tiles");
