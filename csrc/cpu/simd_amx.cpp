@@ -193,8 +193,7 @@ inline void add_tile(const float* sums, float weight, bool fresh, float* tile) {
 
 // The sums of products of parts of one chunk. meanwhile(i) runs after the i-th of them, of which there are kProducts<Count>.
 template <int Count>
-constexpr int kProducts = Count == 0   ? 3
-                          : Count == 1 ? 1
+constexpr int kProducts = Count == 1   ? 1
                           : Count == 2 ? 4
                                        : 6;
 

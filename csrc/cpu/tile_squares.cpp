@@ -11,9 +11,9 @@ namespace {
 // Levels of summation: an example's positions in the matrix units, squares of up to kExamples, those of a slice.
 constexpr std::int64_t kExamples = 64;
 constexpr std::int64_t kSlices = 16, kBlocks = 8, kMostPanels = 8;  // a block of g, and enough blocks to share
-constexpr std::int64_t kSliceSums = 1 << 20, kSplit = 1 << 19;  // bytes: of a slice's sums, of examples that are split
-constexpr std::int64_t kNear = 4;                               // panels of g whose sums stay in the nearest cache
-constexpr std::int64_t kMostPositions = 1 << 11;                // of an example, kept as they are packed
+constexpr std::int64_t kSplit = 1 << 19;                            // bytes of examples that are split
+constexpr std::int64_t kNear = 4;                                   // panels of g whose sums stay in the nearest cache
+constexpr std::int64_t kMostPositions = 1 << 11;                    // of an example, kept as they are packed
 constexpr std::int64_t kTileSize = kTileWidth * kTileWidth;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
