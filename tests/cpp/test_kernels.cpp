@@ -383,7 +383,7 @@ TEST(lags_in_tiles_are_those_of_vectors_whether_finite_or_not) {
   Random random(13);
   const ConvGeometry geometry{{3, 2, 1, 1, 3}, {3, 1, 1, 1, 5}};
   for (const double special : {kNan, std::numeric_limits<double>::infinity(), 3.0}) {
-    for (const cpu::Limits& limits : {cpu::Limits{}, kNothingKept, kAllKept}) {
+    for (const cpu::Limits& limits : {cpu::Limits{}, cpu::Limits{.kept = 0}, kNothingKept, kAllKept}) {
       for (const std::int64_t images : {3, 70}) {
         Images x({images, 33, 5, 5}, ScalarType::kFloat32, choose(random, testing::kLayouts));
         x.fill_integers(random);
