@@ -56,7 +56,6 @@ struct GramProblem {
   InTiles in_tiles = {};
 };
 
-///
 /// Returns false, and has written nothing, where a number in tiles is not finite, which products of parts would spoil.
 template <class T>
 bool sum_grams(const GramProblem<T>& problem);

@@ -30,19 +30,21 @@ struct Parts {
   Floats part[3];
 };
 
-// Numbers of x that a sum of parts is not, or none: infinities and NaNs, and what the first part is rounded to infinity for.
+// Numbers of x for which sums of products of parts may be wrong: infinities, NaNs, and what is so large that such products
+// might be infinities of either sign.
 using Special = __mmask16;
+constexpr std::uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000, kLarge = 0x57800000;  // 2^48
+
+inline Special not_below(Floats x, std::uint32_t limit) {
+  return _mm512_cmpge_epu32_mask((__m512i)((Words)x & kMagnitude), (__m512i)(Words{} + limit));
+}
 
 // x = the sum of its parts, the first one rounded, the others what is left.
 template <int Count>
 inline Parts parts_of(Floats x, Special& special) {
-  constexpr int not_finite = 0x99;
-  if constexpr (Count == 1) {
-    special = _kor_mask16(special, _mm512_fpclass_ps_mask((__m512)x, not_finite));
-    return {x};
-  }
+  special = _kor_mask16(special, not_below(x, Count == 1 ? kInfinity : kLarge));
+  if constexpr (Count == 1) return {x};
   const auto high = (Floats)(((Words)x + 0x8000) & kUpperHalf);
-  special = _kor_mask16(special, _mm512_fpclass_ps_mask((__m512)high, not_finite));
   const Floats rest = x - high;
   if constexpr (Count == 2) return {high, rest};
   const auto middle = (Floats)((Words)rest & kUpperHalf);

@@ -35,8 +35,8 @@ struct Sides {
 /// each channel, then all parts as rows of channels, one for each pair of positions; in tiles of 16 rows.
 struct TileKernels {
   /// The channels in `channels`, a bit for each, at 32 positions, as that many parts, for both sides of a product or one,
-  /// where the other is null; those in `constant` are 1 and others 0, as are positions that are null. Returns whether the
-  /// parts are right: not where a number is not finite, or so large that its first part is not.
+  /// where the other is null; those in `constant` are 1 and others 0, as are positions that are null. Returns whether
+  /// products of the parts are right: not where a number is not finite, or in several parts 2^48 or more.
   bool (*split_positions)(const float* const* positions, std::uint32_t channels, std::uint32_t constant,
                           std::int64_t parts, std::uint16_t* left, std::uint16_t* right);
 

@@ -347,7 +347,7 @@ TEST(matrix_units_leave_numbers_that_are_not_finite_to_others) {
   Random random(12);
   const ConvGeometry geometry{{3, 1, 1, 1, 8}, {3, 1, 1, 1, 8}};
   const double largest = std::numeric_limits<float>::max();
-  for (const double special : {kNan, std::numeric_limits<double>::infinity(), largest, 3.0}) {
+  for (const double special : {kNan, std::numeric_limits<double>::infinity(), largest, 1e25, 3.0}) {
     for (const Layout layout : testing::kLayouts) {
       for (const std::int64_t packed : {16 << 20, 1 << 14}) {  // of one batch of boxes, of several
         Images x({8, 70, 8, 8}, ScalarType::kFloat32, layout);
@@ -382,7 +382,7 @@ TEST(lags_in_tiles_are_those_of_vectors_whether_finite_or_not) {
   if (!sets.front()->single_precision.tiles) return;
   Random random(13);
   const ConvGeometry geometry{{3, 2, 1, 1, 3}, {3, 1, 1, 1, 5}};
-  for (const double special : {kNan, std::numeric_limits<double>::infinity(), 3.0}) {
+  for (const double special : {kNan, std::numeric_limits<double>::infinity(), 1e25, 3.0}) {
     for (const cpu::Limits& limits : {cpu::Limits{}, cpu::Limits{.kept = 0}, kNothingKept, kAllKept}) {
       for (const std::int64_t images : {3, 70}) {
         Images x({images, 33, 5, 5}, ScalarType::kFloat32, choose(random, testing::kLayouts));

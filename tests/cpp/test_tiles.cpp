@@ -104,10 +104,9 @@ TEST(three_parts_are_the_whole_number) {
   CHECK(split(ones, ~0u, 0, 1, 3, b.get()), "finite");
   for (int i = 0; i < 3000; ++i) {
     for (std::int64_t c = 0; c < kTileWidth; ++c) {
-      const auto exponent = static_cast<std::uint32_t>(pick(random, 127 - 100, 127 + 127));
+      const auto exponent = static_cast<std::uint32_t>(pick(random, 127 - 100, 127 + 47));
       const auto rest = static_cast<std::uint32_t>(pick(random, 0, 1 << 24));  // mantissa and sign
       numbers.at(0, c) = std::bit_cast<float>((rest & 1) << 31 | exponent << 23 | rest >> 1);
-      if (std::fabs(numbers.at(0, c)) > 3.38e38f) numbers.at(0, c) = 0;
     }
     CHECK(split(numbers, ~0u, 0, 1, 3, a.get()), "finite");
     tiles()->gram(a.get(), b.get(), 0, &kFirst, 1, 3, {0, 32}, 32, false, 1, true, tile.get());
@@ -226,7 +225,7 @@ TEST(products_of_examples_are_squared_and_added_up) {
 TEST(what_is_not_finite_is_told) {
   if (!tiles()) return;
   const auto chunk = room(1);
-  for (const float special : {INFINITY, -INFINITY, NAN, std::numeric_limits<float>::max()}) {
+  for (const float special : {INFINITY, -INFINITY, NAN, std::numeric_limits<float>::max(), -0x1p48f}) {
     for (const std::int64_t parts : {1, 2, 3}) {
       if (parts == 1 && std::isfinite(special)) continue;  // it is itself
       for (std::int64_t c = 0; c < kTileWidth; ++c) {
