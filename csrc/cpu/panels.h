@@ -2,12 +2,11 @@
 
 #include <cstdint>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include "../lag_form/plan.h"
 #include "../views.h"
-#include "pages.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace eigendamage::cpu {
@@ -51,21 +50,6 @@ struct Box {
 
 /// Boxes that cover the grid of every image once, each of about `budget` packed positions. At least one, perhaps empty.
 std::vector<Box> split_boxes(const Plan& plan, std::int64_t images, std::int64_t budget);
-
-template <class T>
-struct AlignedDelete {
-  void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-template <class T>
-using Buffer = std::unique_ptr<T[], AlignedDelete<T>>;
-
-template <class T>
-Buffer<T> make_buffer(std::int64_t size) {
-  const std::size_t bytes = static_cast<std::size_t>(size) * sizeof(T);
-  void* memory = ::operator new(bytes, std::align_val_t{64});
-  use_huge_pages(memory, bytes);
-  return Buffer<T>(static_cast<T*>(memory));
-}
 
 /// Fills the panels of a box: packed[bundle][panel][row][column][image][width], images innermost so that any rectangle is
 /// made of long runs. A piece is what is packed apart from the others, a panel or all panels of a bundle.

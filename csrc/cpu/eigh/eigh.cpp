@@ -8,7 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../panels.h"
+#include "../scratch.h"
 #include "../simd.h"
 
 namespace eigendamage::cpu {
@@ -67,8 +67,7 @@ void read_lower(const Tools<T>& tools, const EighProblem& problem, const Scaling
                        scale.half, scale.rest, stride, a);
 }
 
-/// A thread's memory, used again from task to task. What is moderate stays for the next call: pages touched first cost
-/// more than all that is then done with them.
+/// A thread's memory, used again from task to task.
 class Scratch {
  public:
   template <class T>
@@ -82,14 +81,7 @@ class Scratch {
     return reinterpret_cast<T*>(memory_.get());
   }
 
-  void release_much() {
-    if (bytes_ <= kMuch) return;
-    memory_.reset();
-    bytes_ = 0;
-  }
-
  private:
-  static constexpr std::int64_t kMuch = 32 << 20;
   Buffer<std::byte> memory_;
   std::int64_t bytes_ = 0;
 };
@@ -294,7 +286,7 @@ void eigh(const EighProblem* problems, std::int64_t count, const Execution& run)
   const std::vector<Task> tasks = make_tasks(problems, count);
   std::atomic<std::size_t> next{0};
   (*run.parallel_for)(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t, std::int64_t) {
-    static thread_local Scratch scratch;
+    Scratch scratch;
     for (std::size_t i = next++; i < tasks.size(); i = next++) {
       const Task& task = tasks[i];
       dispatch(task.problems.front()->type, [&]<class T>(const Tools<T>& tools) {
@@ -308,7 +300,6 @@ void eigh(const EighProblem* problems, std::int64_t count, const Execution& run)
         }
       });
     }
-    scratch.release_much();
   });
 }
 
