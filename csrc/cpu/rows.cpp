@@ -4,6 +4,8 @@
 #include <vector>
 
 #include "parallel.h"
+#include "tile_rows.h"
+#include "weight_writer.h"
 
 namespace eigendamage::cpu {
 namespace {
@@ -26,71 +28,73 @@ struct Item {
 template <class T>
 class SquaredRows {
  public:
-  SquaredRows(const PanelKernels<T>& simd, const GradientKernels<T>& gradients, const Rows& x, const Rows& g,
-              const Update& update, const WeightView& out)
-      : simd_(simd), gradients_(gradients), x_(x.tiling), g_(g.tiling), update_(update), out_(out) {
-    x_packer_ = pack_pixels(simd, x.values, x_);
-    g_packer_ = pack_pixels(simd, g.values, g_);
-  }
+  /// `together` is the most examples that `add` is given; `only` those pairs, in order, or where there are none all.
+  SquaredRows(const Layer<T>& layer, const ParallelFor& parallel_for, std::int64_t together,
+              const std::vector<WeightPair>& only)
+      : l_(layer),
+        parallel_for_(parallel_for),
+        writer_(layer),
+        items_(items(only)),
+        x_(make_buffer<T>(together * l_.x_tiling.channels_per_position())),
+        g_(make_buffer<T>(together * l_.g_tiling.channels_per_position())) {}
 
-  /// Adds the examples, so many at a time.
-  void add(std::int64_t examples, std::int64_t together, const ParallelFor& parallel_for) const {
-    const std::vector<Item> items = this->items();
-    const Buffer<T> x = make_buffer<T>(together * x_.channels_per_position());
-    const Buffer<T> g = make_buffer<T>(together * g_.channels_per_position());
-    const std::int64_t x_panels = x_.bundles * x_.panels, g_panels = g_.bundles * g_.panels;
-    for (std::int64_t begin = 0; begin == 0 || begin < examples; begin += together) {
-      const Range some{begin, std::min(examples, begin + together)};
-      for_each(parallel_for, x_panels + g_panels, [&](std::int64_t panel) {
-        if (panel < x_panels) {
-          pack(*x_packer_, x_, some, panel, x.get());
-        } else {
-          pack(*g_packer_, g_, some, panel - x_panels, g.get());
-        }
-      });
-      for_each(parallel_for, static_cast<std::int64_t>(items.size()), [&](std::int64_t i) {
-        alignas(64) T sums[kFew * kTile];
-        const Item& item = items[static_cast<std::size_t>(i)];
-        sum(item, some.size(), x.get(), g.get(), sums);
-        write(item, sums, begin == 0 ? update_.beta : 1);
-      });
-    }
+  /// out += alpha·Σ (g_n x_nᵀ)²; `first` applies beta before.
+  void add(const Range& examples, bool first) const {
+    const std::int64_t size = examples.size(), x_panels = l_.x_tiling.bundles * l_.x_tiling.panels,
+                       g_panels = l_.g_tiling.bundles * l_.g_tiling.panels;
+    for_each(parallel_for_, x_panels + g_panels, [&](std::int64_t panel) {
+      if (panel < x_panels) {
+        pack(*l_.x_packer, examples, panel, x_.get() + panel * size * l_.x_tiling.width);
+      } else {
+        pack(*l_.g_packer, examples, panel - x_panels, g_.get() + (panel - x_panels) * size * l_.g_tiling.width);
+      }
+    });
+    for_each(parallel_for_, static_cast<std::int64_t>(items_.size()), [&](std::int64_t i) {
+      alignas(64) T sums[kFew * kTile];
+      const Item& item = items_[static_cast<std::size_t>(i)];
+      writer_.fetch({item.bundle, item.i, item.rows, item.panels, {0, 1}});
+      sum(item, size, sums);
+      writer_.write({item.bundle, item.i, item.rows, item.panels, {0, 1}}, sums, kTile, 0, first);
+    });
   }
 
  private:
-  std::vector<Item> items() const {
-    const std::int64_t whole = g_.bundles * g_.panels * ((x_.panels + kFew - 1) / kFew);
-    const std::int64_t strip = whole < kItems ? std::min(g_.width, simd_.tile_rows) : g_.width;
+  std::vector<Item> items(const std::vector<WeightPair>& only) const {
+    const Tiling &x = l_.x_tiling, &g = l_.g_tiling;
+    const std::int64_t few = only.empty() ? kFew : 1;
+    const std::int64_t whole = g.bundles * g.panels * ((x.panels + few - 1) / few);
+    const std::int64_t strip = whole < kItems ? std::min(g.width, l_.simd.tile_rows) : g.width;
     std::vector<Item> list;
-    for (std::int64_t bundle = 0; bundle < g_.bundles; ++bundle) {
-      for (std::int64_t few = 0; few < x_.panels; few += kFew) {
-        const Range panels{few, std::min(x_.panels, few + kFew)};
-        for (std::int64_t i = 0; i < g_.panels; ++i) {
-          const std::int64_t rows = g_.panel_channels(bundle, i);
-          for (std::int64_t r = 0; r < rows; r += strip)
-            list.push_back({bundle, i, {r, std::min(rows, r + strip)}, panels});
+    for (std::int64_t bundle = 0; bundle < g.bundles; ++bundle) {
+      for (std::int64_t j = 0; j < x.panels; j += few) {
+        for (std::int64_t i = 0; i < g.panels; ++i) {
+          if (!only.empty() && !std::binary_search(only.begin(), only.end(), WeightPair{bundle, i, j})) continue;
+          const std::int64_t rows = g.panel_channels(bundle, i);
+          for (std::int64_t r = 0; r < rows; r += strip) {
+            list.push_back({bundle, i, {r, std::min(rows, r + strip)}, {j, std::min(x.panels, j + few)}});
+          }
         }
       }
     }
     return list;
   }
 
-  void pack(const Packer<T>& packer, const Tiling& tiling, const Range& examples, std::int64_t panel, T* packed) const {
-    packer.pack({{0, 1}, {0, 1}, examples, {0, 1}, examples}, panel, packed);
-    const std::int64_t size = examples.size() * tiling.width;
-    simd_.square(packed + panel * size, size);
+  void pack(const Packer<T>& packer, const Range& examples, std::int64_t panel, T* squares) const {
+    const Box box{{0, 1}, {0, 1}, examples, {0, 1}, examples};
+    for (std::int64_t task = 0; task < packer.piece_tasks(box); ++task) packer.pack_piece(box, panel, task, squares);
+    l_.simd.square(squares, packer.piece_size(box));
   }
 
   /// (rows, 2·lanes) sums of packed squares, a tile for each panel of x.
-  void sum(const Item& item, std::int64_t examples, const T* x, const T* g, T* sums) const {
+  void sum(const Item& item, std::int64_t examples, T* sums) const {
     GradientTask<T> task{};
-    task.g = g + (item.bundle * g_.panels + item.i) * examples * g_.width + item.rows.begin;
-    task.g_width = g_.width;
-    task.x_width = x_.width;
+    task.g = g_.get() + (item.bundle * l_.g_tiling.panels + item.i) * examples * l_.g_tiling.width + item.rows.begin;
+    task.g_width = l_.g_tiling.width;
+    task.x_width = l_.x_tiling.width;
     task.examples = task.step = 1;
     task.rows = item.rows.size();
     task.fresh = true;
-    const std::int64_t listed = out_.outputs * out_.inputs < kSmall ? kListedSmall : kListed;
+    const std::int64_t listed = l_.out.outputs * l_.out.inputs < kSmall ? kListedSmall : kListed;
     if (examples == 0) std::fill_n(sums, kFew * kTile, T(0));
     for (std::int64_t first = 0; first < examples; first += listed, task.fresh = false) {
       const PairedRun run{first, first, std::min(listed, examples - first)};
@@ -98,61 +102,43 @@ class SquaredRows {
       task.runs_end = &run + 1;
       task.partial = sums;
       for (std::int64_t j = item.panels.begin; j < item.panels.end; ++j, task.partial += kTile) {
-        task.x = x + (item.bundle * x_.panels + j) * examples * x_.width;
-        task.columns = x_.panel_channels(item.bundle, j);
-        gradients_.add(task);
+        task.x = x_.get() + (item.bundle * l_.x_tiling.panels + j) * examples * l_.x_tiling.width;
+        task.columns = l_.x_tiling.panel_channels(item.bundle, j);
+        l_.gradients.add(task);
       }
     }
   }
 
-  /// out = beta·out + alpha·sums, of the columns of a row's own group.
-  void write(const Item& item, const T* sums, double beta) const {
-    for (std::int64_t r = item.rows.begin; r < item.rows.end; ++r, sums += 2 * simd_.lanes) {
-      const std::int64_t row = item.i * g_.width + r, output = item.bundle * g_.bundle_groups * g_.channels + row;
-      T* line = static_cast<T*>(out_.data) + output * out_.output_stride;
-      const std::int64_t group = row / g_.channels * x_.channels;  // its first channel in the bundle
-      const T* tile = sums;
-      for (std::int64_t j = item.panels.begin; j < item.panels.end; ++j, tile += kTile) {
-        const std::int64_t origin = group - j * x_.width, begin = std::max<std::int64_t>(0, origin);
-        const std::int64_t end = std::clamp<std::int64_t>(origin + x_.channels, begin, x_.width);
-        T* to = line + (begin - origin) * out_.input_stride;
-        if (out_.input_stride == 1) {
-          simd_.update(to, tile + begin, end - begin, update_.alpha, beta);
-          continue;
-        }
-        for (std::int64_t c = begin; c < end; ++c, to += out_.input_stride) {
-          simd_.update(to, tile + c, 1, update_.alpha, beta);
-        }
-      }
-    }
-  }
-
-  const PanelKernels<T>& simd_;
-  const GradientKernels<T>& gradients_;
-  const Tiling x_, g_;
-  const Update update_;
-  const WeightView out_;
-  std::unique_ptr<Packer<T>> x_packer_, g_packer_;
+  const Layer<T>& l_;
+  const ParallelFor& parallel_for_;
+  const WeightWriter<T> writer_;
+  const std::vector<Item> items_;
+  const Buffer<T> x_, g_;  ///< squares, packed
 };
 
 }  // namespace
 
 template <class T>
-void add_squared_rows(const PanelKernels<T>& simd, const GradientKernels<T>& gradients, const Rows& x, const Rows& g,
-                      const Update& update, const WeightView& out, const ParallelFor& parallel_for,
-                      const GradientTuning& tuning) {
-  const std::int64_t examples = x.values.width,
-                     channels = x.tiling.channels_per_position() + g.tiling.channels_per_position();
-  const std::int64_t fitting = tuning.packed / (channels * static_cast<std::int64_t>(sizeof(T)));
-  const std::int64_t together = std::clamp<std::int64_t>(fitting, 1, std::max<std::int64_t>(1, examples));
+void add_squared_rows(const Layer<T>& layer, const ParallelFor& parallel_for, const GradientTuning& tuning) {
   static const ParallelFor alone = [](std::int64_t count, const auto& body) { body(0, count); };
-  const bool share = examples * out.outputs * out.inputs > kWorthSharing;
-  SquaredRows<T>(simd, gradients, x, g, update, out).add(examples, together, share ? parallel_for : alone);
+  const std::int64_t all = layer.examples,
+                     numbers = layer.x_tiling.channels_per_position() + layer.g_tiling.channels_per_position();
+  const ParallelFor& threads = all * layer.out.outputs * layer.out.inputs > kWorthSharing ? parallel_for : alone;
+  std::vector<WeightPair> only;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (tiles_pay_for_rows(layer, tuning)) {
+      only = sum_tile_rows(layer, threads, tuning);
+      if (only.empty()) return;
+      std::sort(only.begin(), only.end());
+    }
+  }
+  const std::int64_t fitting = tuning.packed / (numbers * static_cast<std::int64_t>(sizeof(T)));
+  const std::vector<Range> parts = split(all, std::max<std::int64_t>(1, fitting));
+  const SquaredRows<T> rows(layer, threads, parts.front().size() + 1, only);
+  for (const Range& part : parts) rows.add(part, part.begin == 0);
 }
 
-template void add_squared_rows(const PanelKernels<float>&, const GradientKernels<float>&, const Rows&, const Rows&,
-                               const Update&, const WeightView&, const ParallelFor&, const GradientTuning&);
-template void add_squared_rows(const PanelKernels<double>&, const GradientKernels<double>&, const Rows&, const Rows&,
-                               const Update&, const WeightView&, const ParallelFor&, const GradientTuning&);
+template void add_squared_rows(const Layer<float>&, const ParallelFor&, const GradientTuning&);
+template void add_squared_rows(const Layer<double>&, const ParallelFor&, const GradientTuning&);
 
 }  // namespace eigendamage::cpu

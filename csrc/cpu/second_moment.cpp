@@ -91,8 +91,9 @@ void second_moment(const PanelKernels<T>& simd, const GradientKernels<T>& gradie
   layer.g_tiling = tile_bundles(simd, groups, outputs, false, bundled);
   if (offsets == 1 && x.height * x.width == 1 && g.height * g.width == 1 && geometry.vertical.pad == 0 &&
       geometry.horizontal.pad == 0) {
-    add_squared_rows(simd, gradients, {in_one_image(x), layer.x_tiling}, {in_one_image(g), layer.g_tiling}, update, out,
-                     *run.parallel_for, tuning);
+    layer.x_packer = pack_pixels(simd, in_one_image(x), layer.x_tiling);
+    layer.g_packer = pack_pixels(simd, in_one_image(g), layer.g_tiling);
+    add_squared_rows(layer, *run.parallel_for, tuning);
   } else if (form == GradientForm::kLanes) {
     // The entries of all groups for one pair of channels are those of a single row.
     layer.products = Products::kLanes;

@@ -318,15 +318,15 @@ inline void store_sums(float* sums) {
   if constexpr (Wanted & kLast) _tile_stored(3, sums + 3 * kTileSums, kLine);
 }
 
-// tile += sums², of one of the four tiles.
-template <unsigned Wanted>
-inline void add_squares(const float* sums, int which, float* tile) {
+// tile += f(sums), of one of the four tiles.
+template <unsigned Wanted, bool Squared>
+inline void add_to(float* tile, const float* sums, int which) {
   if (!(Wanted >> which & 1)) return;
   sums += which * kTileSums;
   tile += which / 2 * kRows * kTileWidth + which % 2 * kRows;
   for (int r = 0; r < kRows; ++r, sums += kRows, tile += kTileWidth) {
     const Floats sum = vector(sums);
-    _mm512_storeu_ps(tile, (__m512)(vector(tile) + sum * sum));
+    _mm512_storeu_ps(tile, (__m512)(vector(tile) + (Squared ? sum * sum : sum)));
   }
 }
 
@@ -344,12 +344,12 @@ __attribute__((noinline)) void take_sums(float* taken, bool first) {
   }
 }
 
-// A panel of an example is squared while the next one is multiplied. Panels follow each other faster than examples, so that
+// What a panel of an example sums is added while the next one is multiplied. Panels follow each other faster than examples, so that
 // what is on the right stays near.
-template <int Count, unsigned Wanted>
-void square_tiles(const Sides& sides, float* tiles) {
+template <int Count, unsigned Wanted, bool Squared>
+void sum_tiles(const Sides& sides, float* tiles) {
   constexpr std::int64_t step = Count * kSide;
-  constexpr int squared = kProducts<Count> < 4 ? kProducts<Count> : 4;
+  constexpr int added = kProducts<Count> < 4 ? kProducts<Count> : 4;
   alignas(64) float sums[2][4 * kTileSums] = {}, taken[4 * kTileSums];
   _tile_loadconfig(&kShapes);
   float *now = sums[0], *before = sums[1], *tile_before = tiles;
@@ -358,9 +358,9 @@ void square_tiles(const Sides& sides, float* tiles) {
     for (std::int64_t panel = 0; panel < sides.panels; ++panel, a += sides.a_panel) {
       clear_sums();
       multiply<Count, Wanted>(a, b, [&](int i) {
-        if (i < 4) add_squares<Wanted>(before, i, tile_before);
+        if (i < 4) add_to<Wanted, Squared>(tile_before, before, i);
       });
-      for (int i = squared; i < 4; ++i) add_squares<Wanted>(before, i, tile_before);
+      for (int i = added; i < 4; ++i) add_to<Wanted, Squared>(tile_before, before, i);
       for (std::int64_t c = 1; c < sides.chunks; ++c) {
         if (c % kListed == 0) take_sums<Wanted>(taken, c == kListed);
         multiply<Count, Wanted>(a + c * step, b + c * step, [](int) {});
@@ -377,34 +377,38 @@ void square_tiles(const Sides& sides, float* tiles) {
       tile_before = tiles + panel * sides.tile_step;
     }
   }
-  for (int i = 0; i < 4; ++i) add_squares<Wanted>(before, i, tile_before);
+  for (int i = 0; i < 4; ++i) add_to<Wanted, Squared>(tile_before, before, i);
   _tile_release();
 }
 
-template <int Count>
-void squares_of(const Sides& sides, std::int64_t rows, std::int64_t columns, float* tile) {
+template <int Count, bool Squared>
+void sums_of(const Sides& sides, std::int64_t rows, std::int64_t columns, float* tile) {
   const bool below = rows > kRows, right = columns > kRows;
-  if (below && right) return square_tiles<Count, kFirst | kRightTile | kBelow | kLast>(sides, tile);
-  if (below) return square_tiles<Count, kFirst | kBelow>(sides, tile);
-  if (right) return square_tiles<Count, kFirst | kRightTile>(sides, tile);
-  square_tiles<Count, kFirst>(sides, tile);
+  if (below && right) return sum_tiles<Count, kFirst | kRightTile | kBelow | kLast, Squared>(sides, tile);
+  if (below) return sum_tiles<Count, kFirst | kBelow, Squared>(sides, tile);
+  if (right) return sum_tiles<Count, kFirst | kRightTile, Squared>(sides, tile);
+  sum_tiles<Count, kFirst, Squared>(sides, tile);
 }
 
-void squares(const Sides& sides, std::int64_t rows, std::int64_t columns, bool fresh, float* tile) {
+template <bool Squared>
+void sums_with(const Sides& sides, std::int64_t rows, std::int64_t columns, bool fresh, float* tile) {
   for (std::int64_t panel = 0; fresh && panel < sides.panels; ++panel) {
     for (int i = 0; i < kTileWidth * kTileWidth; i += kRows) {
       _mm512_storeu_ps(tile + panel * sides.tile_step + i, (__m512)Floats{});
     }
   }
-  if (sides.parts == 1) return squares_of<1>(sides, rows, columns, tile);
-  if (sides.parts == 2) return squares_of<2>(sides, rows, columns, tile);
-  squares_of<3>(sides, rows, columns, tile);
+  if (sides.parts == 1) return sums_of<1, Squared>(sides, rows, columns, tile);
+  if (sides.parts == 2) return sums_of<2, Squared>(sides, rows, columns, tile);
+  sums_of<3, Squared>(sides, rows, columns, tile);
 }
 
 }  // namespace
 
-constinit const TileKernels kAmxTiles{
-    .split_positions = split_positions, .split_lines = split_lines, .gram = gram, .squares = squares};
+constinit const TileKernels kAmxTiles{.split_positions = split_positions,
+                                      .split_lines = split_lines,
+                                      .gram = gram,
+                                      .sums = sums_with<false>,
+                                      .squares = sums_with<true>};
 
 }  // namespace eigendamage::cpu
 #endif

@@ -295,6 +295,11 @@ void store_as(double* p, Vector<double> v) { store(p, v); }
 template <class T>
 void update(T* entries, const T* sums, std::int64_t count, double alpha, double beta) {
   std::int64_t i = 0;
+  if (const auto factor = static_cast<T>(alpha); beta == 0 && factor == alpha) {  // the same, without a double
+    for (; i + kLanes<T> <= count; i += kLanes<T>) store(entries + i, load(sums + i) * factor);
+    for (; i < count; ++i) entries[i] = sums[i] * factor;
+    return;
+  }
   for (; i + kLanes<double> <= count; i += kLanes<double>) {
     const Vector<double> added = doubles(sums + i) * alpha;
     store_as(entries + i, beta == 0 ? added : doubles(entries + i) * beta + added);

@@ -59,8 +59,8 @@ class Squares {
   void pack(const Band& band, const Range& examples, std::int64_t task, const Packed<T>& packed) const;
   void add(const Item& item, const Band& band, const Packed<T>& packed, const Range& units, T* sums, T* partial) const;
   void write(const Item& item, const T* sums, bool first) const {
-    writer_.write({item.bundle, item.i, item.j}, item.rows, item.offsets, sums, padded_rows(item) * tile_width(),
-                  first);
+    writer_.write({item.bundle, item.i, item.rows, {item.j, item.j + 1}, item.offsets}, sums, 0,
+                  padded_rows(item) * tile_width(), first);
   }
   void sum_slices(std::int64_t slices);
   void sum_chunk(const Band& band, const Range& examples, const Packed<T>& packed, bool first) const;

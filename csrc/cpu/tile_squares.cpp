@@ -1,47 +1,29 @@
 #include "tile_squares.h"
 
 #include <algorithm>
-#include <mutex>
 
-#include "parallel.h"
+#include "tile_sums.h"
 
 namespace eigendamage::cpu {
 namespace {
 
 // Levels of summation: an example's positions in the matrix units, squares of up to kExamples, those of a slice.
 constexpr std::int64_t kExamples = 64;
-constexpr std::int64_t kSlices = 16, kBlocks = 8, kMostPanels = 8;  // a block of g, and enough blocks to share
-constexpr std::int64_t kSplit = 1 << 19;                            // bytes of examples that are split
-constexpr std::int64_t kNear = 4;                                   // panels of g whose sums stay in the nearest cache
-constexpr std::int64_t kMostPositions = 1 << 11;                    // of an example, kept as they are packed
-constexpr std::int64_t kTileSize = kTileWidth * kTileWidth;
+constexpr std::int64_t kMostPanels = 8;           // of g in a block
+constexpr std::int64_t kSplit = 1 << 19;          // bytes of examples that are split
+constexpr std::int64_t kNear = 4;                 // panels of g whose sums stay in the nearest cache
+constexpr std::int64_t kMostPositions = 1 << 11;  // of an example, kept as they are packed
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
 
-/// Some panels of g against some of x.
-struct Block {
-  std::int64_t bundle;
-  Range g, x;
-
-  std::int64_t pairs() const { return g.size() * x.size(); }
-};
-
-std::int64_t offsets_of(const Layer<float>& layer) {
-  return layer.geometry.vertical.kernel * layer.geometry.horizontal.kernel;
-}
 std::int64_t outputs_of(const Layer<float>& layer) {
   return layer.geometry.vertical.output * layer.geometry.horizontal.output;
 }
 
-class TileSquares {
+class TileSquares final : public TileSums {
  public:
   TileSquares(const Layer<float>& layer, const ParallelFor& parallel_for, const GradientTuning& tuning)
-      : l_(layer),
-        tiles_(*l_.simd.tiles),
-        parallel_for_(parallel_for),
-        sums_(tuning.sums),
-        writer_(layer),
+      : TileSums(layer, parallel_for, tuning, {layer.examples, kExamples, 1, kMostPanels, x_panels(layer)}),
         parts_(parts_of(layer.type)),
         outputs_(outputs_of(layer)),
         chunks_(std::max<std::int64_t>(1, ceil_div(outputs_, kChunk))),
@@ -61,20 +43,12 @@ class TileSquares {
     }
   }
 
-  std::vector<WeightPair> run() {
-    const std::int64_t slices = std::min(kSlices, l_.examples);
-    if (slices >= kSlices / 4 && slices * offsets() * all_pairs() * kTileSize * 4 <= sums_) {
-      sum_slices(slices);
-    } else {
-      sum_blocks();
-    }
-    return left_out_;
-  }
-
  private:
-  std::int64_t offsets() const { return offsets_of(l_); }
-  std::int64_t all_pairs() const { return l_.g_tiling.bundles * l_.g_tiling.panels * l_.x_tiling.panels; }
-  std::int64_t sums_size(const Block& block) const { return offsets() * block.pairs() * kTileSize; }
+  /// As many of x's as a block may have.
+  static std::int64_t x_panels(const Layer<float>& layer) {
+    const std::int64_t blocks = layer.g_tiling.bundles * ceil_div(layer.g_tiling.panels, kMostPanels);
+    return std::clamp<std::int64_t>(layer.x_tiling.panels / ceil_div(kBlocks, blocks), 1, kMostPanels / 2);
+  }
 
   Box x_box(std::int64_t n) const {
     return {{n, n + 1}, {0, l_.x_height}, {0, l_.x_width}, {0, l_.x_height}, {0, l_.x_width}};
@@ -82,17 +56,6 @@ class TileSquares {
   Box g_box(std::int64_t n) const {
     const Range rows{0, l_.geometry.vertical.output}, columns{0, l_.geometry.horizontal.output};
     return {{n, n + 1}, rows, columns, rows, columns};
-  }
-
-  /// Blocks of up to so many panels of g and of x.
-  std::vector<Block> blocks(std::int64_t g_panels, std::int64_t x_panels) const {
-    std::vector<Block> list;
-    for (std::int64_t bundle = 0; bundle < l_.g_tiling.bundles; ++bundle) {
-      for (const Range& g : split(l_.g_tiling.panels, g_panels)) {
-        for (const Range& x : split(l_.x_tiling.panels, x_panels)) list.push_back({bundle, g, x});
-      }
-    }
-    return list;
   }
 
   /// All positions of some panels of a bundle, as [panel][position][32]: of all panels, where these are packed together.
@@ -122,7 +85,7 @@ class TileSquares {
   }
 
   /// sums (offsets, pairs of the block, 32, 32) = Σ of squares of up to kExamples examples. Returns whether they are right.
-  bool sum(const Block& block, const Range& examples, float* sums) const {
+  bool sum(const Block& block, const Range& examples, float* sums) const override {
     const Tiling &x = l_.x_tiling, &g = l_.g_tiling;
     const std::int64_t x_size = l_.x_height * l_.x_width * kTileWidth, g_size = outputs_ * kTileWidth;
     const std::int64_t together =
@@ -138,7 +101,7 @@ class TileSquares {
     const Buffer<std::uint16_t> left = make_buffer<std::uint16_t>(block.g.size() * together * side_size_);
     const Buffer<std::uint16_t> right = make_buffer<std::uint16_t>(together * side_size_);
     bool finite = true;
-    if (examples.size() == 0) std::fill_n(sums, sums_size(block), 0.0f);
+    if (examples.size() == 0) std::fill_n(sums, offsets() * block.pairs() * kTileSize, 0.0f);
     for (std::int64_t begin = examples.begin; begin < examples.end; begin += together) {
       const std::int64_t some = std::min(together, examples.end - begin);
       for (std::int64_t i = 0; i < block.g.size(); ++i) {
@@ -171,97 +134,11 @@ class TileSquares {
     return finite;
   }
 
-  /// total = Σ over all those examples, of which `sums` holds some.
-  bool sum_all(const Block& block, const Range& examples, float* total, float* sums) const {
-    bool finite = true;
-    for (std::int64_t begin = examples.begin; begin == examples.begin || begin < examples.end; begin += kExamples) {
-      const Range some{begin, std::min(examples.end, begin + kExamples)};
-      finite &= sum(block, some, begin == examples.begin ? total : sums);
-      if (begin != examples.begin) l_.simd.add(total, sums, sums_size(block));
-    }
-    return finite;
-  }
-
-  void write(const Block& block, std::int64_t i, std::int64_t j, const float* sums) const {
-    const WeightPair pair{block.bundle, block.g.begin + i, block.x.begin + j};
-    writer_.write(pair, {0, l_.g_tiling.panel_channels(pair.bundle, pair.i)}, {0, offsets()},
-                  sums + (i * block.x.size() + j) * kTileSize, block.pairs() * kTileSize, true);
-  }
-
-  void leave_out(const Block& block) {
-    const std::lock_guard lock(mutex_);
-    for (std::int64_t i = block.g.begin; i < block.g.end; ++i) {
-      for (std::int64_t j = block.x.begin; j < block.x.end; ++j) left_out_.push_back({block.bundle, i, j});
-    }
-  }
-
-  void sum_slices(std::int64_t slices) {
-    const std::vector<Block> whole = blocks(l_.g_tiling.panels, l_.x_tiling.panels);
-    std::int64_t size = 0;
-    for (const Block& block : whole) size += sums_size(block);
-    const Buffer<float> totals = make_buffer<float>(slices * size);
-    std::vector<char> finite(static_cast<std::size_t>(slices * count(whole)));
-    for_each(parallel_for_, slices, [&](std::int64_t slice) {
-      const Range mine{l_.examples * slice / slices, l_.examples * (slice + 1) / slices};
-      const Buffer<float> sums = make_buffer<float>(mine.size() > kExamples ? size : 0);
-      float* total = totals.get() + slice * size;
-      for (std::int64_t b = 0; b < count(whole); ++b) {
-        const Block& block = whole[static_cast<std::size_t>(b)];
-        finite[static_cast<std::size_t>(slice * count(whole) + b)] = sum_all(block, mine, total, sums.get());
-        total += sums_size(block);
-      }
-    });
-    std::int64_t at = 0;
-    for (std::int64_t b = 0; b < count(whole); ++b) {
-      const Block& block = whole[static_cast<std::size_t>(b)];
-      bool right = true;
-      for (std::int64_t slice = 0; slice < slices; ++slice) {
-        right &= finite[static_cast<std::size_t>(slice * count(whole) + b)] != 0;
-      }
-      float* total = totals.get() + at;
-      at += sums_size(block);
-      if (!right) {
-        leave_out(block);
-        continue;
-      }
-      for_each(parallel_for_, block.pairs(), [&](std::int64_t pair) {
-        for (std::int64_t k = 0; k < offsets(); ++k) {
-          float* tile = total + (k * block.pairs() + pair) * kTileSize;
-          for (std::int64_t slice = 1; slice < slices; ++slice) l_.simd.add(tile, tile + slice * size, kTileSize);
-        }
-        write(block, pair / block.x.size(), pair % block.x.size(), total);
-      });
-    }
-  }
-
-  void sum_blocks() {
-    const std::int64_t g_blocks = l_.g_tiling.bundles * ceil_div(l_.g_tiling.panels, kMostPanels);
-    const std::int64_t x_blocks = std::max<std::int64_t>(1, ceil_div(kBlocks, g_blocks));
-    const std::int64_t x_panels = std::clamp<std::int64_t>(l_.x_tiling.panels / x_blocks, 1, kMostPanels / 2);
-    const std::vector<Block> list = blocks(kMostPanels, x_panels);
-    for_each(parallel_for_, count(list), [&](std::int64_t b) {
-      const Block& block = list[static_cast<std::size_t>(b)];
-      const Buffer<float> total = make_buffer<float>(sums_size(block));
-      const Buffer<float> sums = make_buffer<float>(l_.examples > kExamples ? sums_size(block) : 0);
-      if (!sum_all(block, {0, l_.examples}, total.get(), sums.get())) return leave_out(block);
-      for (std::int64_t i = 0; i < block.g.size(); ++i) {
-        for (std::int64_t j = 0; j < block.x.size(); ++j) write(block, i, j, total.get());
-      }
-    });
-  }
-
-  const Layer<float>& l_;
-  const TileKernels& tiles_;
-  const ParallelFor& parallel_for_;
-  const std::int64_t sums_;
-  const WeightWriter<float> writer_;
   const std::int64_t parts_, outputs_;
   const std::int64_t chunks_, side_size_;  ///< of a side of an example's panel
   std::vector<std::int64_t>
       g_positions_;  ///< of every output, and of what it meets of x under each offset, −1 for none
   std::vector<std::vector<std::int64_t>> x_positions_;
-  std::mutex mutex_;
-  std::vector<WeightPair> left_out_;
 };
 
 /// What an example takes, in cycles of the CPU that these were measured on: with vectors, and with matrix units.

@@ -20,7 +20,7 @@ struct Segment16 {
   const float* weights;
 };
 
-/// Examples for TileKernels::squares: some panels' left sides of a product, and one's right sides.
+/// Examples for TileKernels::sums: some panels' left sides of a product, and one's right sides.
 struct Sides {
   const std::uint16_t *a, *b;
   std::int64_t a_step, b_step, examples;    ///< from an example to the next, and how many
@@ -51,8 +51,11 @@ struct TileKernels {
                std::int64_t run_count, std::int64_t parts, const Range& rows, std::int64_t columns, bool upper,
                float weight, bool fresh, float* tile);
 
-  /// tile[r·32 + c] = (fresh ? 0 : tile) + Σ_n (Σ_p a_n[p, r] b_n[p, c])², r < rows, c < columns, over examples n of so many
+  /// tile[r·32 + c] = (fresh ? 0 : tile) + Σ_n Σ_p a_n[p, r] b_n[p, c], r < rows, c < columns, over examples n of so many
   /// chunks each, for every panel on the left. Whole tiles of 16 × 16 are computed: the other entries hold rubbish afterwards.
+  void (*sums)(const Sides& sides, std::int64_t rows, std::int64_t columns, bool fresh, float* tile);
+
+  /// The same of squares, (Σ_p a_n[p, r] b_n[p, c])².
   void (*squares)(const Sides& sides, std::int64_t rows, std::int64_t columns, bool fresh, float* tile);
 };
 

@@ -21,10 +21,18 @@ class WeightWriter {
  public:
   explicit WeightWriter(const Layer<T>& layer);
 
-  /// out += alpha·sums of rows of panel i, under some kernel offsets; `first` applies beta before. sums (offsets, rows,
-  /// 2·lanes), an offset's `tile` after those of the one before.
-  void write(const WeightPair& pair, const Range& rows, const Range& offsets, const T* sums, std::int64_t tile,
-             bool first) const;
+  /// What of a weight is written together: some rows of panel i of g, against some panels of x, under some kernel offsets.
+  struct Part {
+    std::int64_t bundle, i;
+    Range rows, panels, offsets;
+  };
+
+  /// out += alpha·sums; `first` applies beta before. sums (rows, 2·lanes) are for the first panel and offset, those for the
+  /// next ones `panel` and `offset` after them. A row is written as a whole, since memory likes long runs.
+  void write(const Part& part, const T* sums, std::int64_t panel, std::int64_t offset, bool first) const;
+
+  /// Fetches what `write` will change.
+  void fetch(const Part& part) const;
 
  private:
   const Layer<T>& l_;
