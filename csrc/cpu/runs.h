@@ -15,7 +15,8 @@ constexpr std::int64_t kMaxListed = 64;
 /// The lines first + step·u of [first, first + step·count) that lie in `range`.
 inline void clip(std::int64_t& first, std::int64_t& count, std::int64_t step, const Range& range) {
   const auto lines_before = [&](std::int64_t limit) {
-    return std::clamp<std::int64_t>((limit - first + step - 1) / step, 0, count);
+    const std::int64_t lines = step == 1 ? limit - first : (limit - first + step - 1) / step;
+    return std::clamp<std::int64_t>(lines, 0, count);
   };
   const std::int64_t skip = lines_before(range.begin);
   count = lines_before(range.end) - skip;
