@@ -208,15 +208,10 @@ bool Summation<T>::sum_slices() {
     }
   });
   if (is_spoiled()) return false;
-  const std::vector<Range> runs = split(count(strips), (count(strips) + kStrips - 1) / kStrips);
-  for_each(p_.parallel_for, count(runs), [&](std::int64_t run) {
-    const Range& range = runs[static_cast<std::size_t>(run)];
-    for (std::int64_t s = range.begin; s < range.end; ++s) {
-      const Strip& strip = strips[static_cast<std::size_t>(s)];
-      T* total = sums.get() + s * strip_size;
-      add_slices(strip, total, slices, slice_size, slot_size);
-      writer_.write(strip, total, slot_size, true, true);
-    }
+  writer_.write_all(strips, slot_size, p_.parallel_for, [&](std::int64_t s, const Range& rows) {
+    T* total = sums.get() + s * strip_size + rows.begin * width;
+    add_slices({strips[static_cast<std::size_t>(s)].pair, rows, false}, total, slices, slice_size, slot_size);
+    return total;
   });
   return true;
 }
@@ -268,12 +263,7 @@ bool Summation<T>::sum_boxes() {
       }
     });
   }
-  if (rows < width) {
-    for_each(p_.parallel_for, count(pairs_.list), [&](std::int64_t i) {
-      const PanelPair& pair = pairs_.list[static_cast<std::size_t>(i)];
-      if (pair.i == pair.j) writer_.mirror_diagonal(pair);
-    });
-  }
+  if (rows < width) writer_.mirror_diagonals(pairs_.list, p_.parallel_for);
   return true;
 }
 

@@ -4,12 +4,18 @@
 #include <vector>
 
 #include "pages.h"
+#include "parallel.h"
 
 namespace eigendamage::cpu {
 namespace {
 
 constexpr std::int64_t kAside = 1 << 19;        // bytes of a strip
 constexpr std::int64_t kFewest = 4, kMost = 8;  // panels of a block
+constexpr std::int64_t kFewPairs = 10, kTasks = 20;
+constexpr std::int64_t kWritten = 1 << 14;  // numbers of the output that are worth a task
+constexpr std::int64_t kLines = 2;          // vectors of lines that are worth one, mirrored
+
+std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
 
 }  // namespace
 
@@ -42,6 +48,9 @@ template <class T>
 OutputWriter<T>::OutputWriter(const PanelKernels<T>& simd, const Plan& plan, const Tiling& tiling, const Update& update,
                               const FactorView& out, std::int64_t around, const ParallelFor& parallel_for)
     : simd_(simd), plan_(plan), tiling_(tiling), update_(update), out_(out) {
+  const std::int64_t lines = std::min(tiling.width, tiling.bundle_groups * tiling.channels) * plan.offsets;
+  for (std::int64_t i = 0; i < lines; ++i)
+    ranks_.push_back(static_cast<T>(i % plan.offsets * tiling.width + i / plan.offsets));
   if (update.beta != 0) return;
   const auto bytes = static_cast<std::size_t>(row(out.groups - 1, out.size - 1) + out.size - row(0, 0)) * sizeof(T);
   use_huge_pages(out.data, bytes);
@@ -60,7 +69,7 @@ void OutputWriter<T>::write(const Strip& strip, const T* sums, std::int64_t slot
   if (strip.pair.i < strip.pair.j) {
     mirror(strip.pair, strip.rows);
   } else if (strip.whole) {
-    mirror_diagonal(strip.pair);
+    mirror_diagonal(strip.pair, {0, count(ranks_)});
   }
 }
 
@@ -194,28 +203,48 @@ void OutputWriter<T>::mirror(const PanelPair& pair, const Range& rows) const {
             rows.size() * kernel, columns * kernel, out_.row_stride);
 }
 
-/// A few rows of the transpose at a time; each is taken up to where the row itself is right, which differs between offsets.
+/// Lines `lines` of panel i, in pairs with those behind them.
 template <class T>
-void OutputWriter<T>::mirror_diagonal(const PanelPair& pair) const {
+void OutputWriter<T>::mirror_diagonal(const PanelPair& pair, const Range& lines) const {
   const std::int64_t kernel = plan_.offsets, first = pair.bundle * tiling_.bundle_groups;
-  const std::int64_t begin = pair.i * tiling_.width, end = std::min(tiling_.channels, begin + tiling_.width);
-  const std::int64_t size = (end - begin) * kernel;
-  std::vector<T> mirrored(static_cast<std::size_t>(simd_.lanes * size));
+  const std::int64_t begin = pair.i * tiling_.width;
+  const std::int64_t size = (std::min(tiling_.channels, begin + tiling_.width) - begin) * kernel;
+  const Range some{lines.begin, std::min(lines.end, size)};
   for (std::int64_t group = first; group < std::min(tiling_.groups, first + tiling_.bundle_groups); ++group) {
-    T* block = row(group, begin * kernel) + begin * kernel;
-    for (std::int64_t r = 0; r < size; r += simd_.lanes) {
-      const std::int64_t rows = std::min(simd_.lanes, size - r);
-      transpose(block + r, mirrored.data(), size, rows, size);
-      for (std::int64_t i = 0; i < rows; ++i) {
-        const std::int64_t c = (r + i) / kernel, k1 = (r + i) % kernel;
-        const T* from = mirrored.data() + i * size;
-        T* to = block + (r + i) * out_.row_stride;
-        for (std::int64_t other = 0; other * kernel < size; ++other, from += kernel, to += kernel) {
-          std::copy(from, from + k1 + (other < c), to);
-        }
-      }
-    }
+    simd_.mirror(row(group, begin * kernel) + begin * kernel, size, out_.row_stride, ranks_.data(), some);
   }
+}
+
+template <class T>
+void OutputWriter<T>::mirror_diagonals(const std::vector<PanelPair>& pairs, const ParallelFor& parallel_for) const {
+  const std::int64_t lines = kLines * simd_.lanes, most = (count(ranks_) + lines - 1) / lines;
+  for_each(parallel_for, count(pairs) * most, [&](std::int64_t i) {
+    const PanelPair& pair = pairs[static_cast<std::size_t>(i / most)];
+    if (pair.i == pair.j) mirror_diagonal(pair, {i % most * lines, (i % most + 1) * lines});
+  });
+}
+
+template <class T>
+void OutputWriter<T>::write_all(const std::vector<Strip>& strips, std::int64_t slot_size,
+                                const ParallelFor& parallel_for,
+                                const std::function<const T*(std::int64_t strip, const Range& rows)>& sums) const {
+  const std::int64_t width = tiling_.width, worth = kWritten / (width * plan_.offsets * plan_.offsets);
+  const std::int64_t rows = count(strips) < kFewPairs ? std::clamp<std::int64_t>(worth, 1, width) : width;
+  const std::int64_t parts = (width + rows - 1) / rows, all = count(strips) * parts;
+  const std::vector<Range> runs = split(all, (all + kTasks - 1) / kTasks);
+  for_each(parallel_for, count(runs), [&](std::int64_t run) {
+    const Range& range = runs[static_cast<std::size_t>(run)];
+    for (std::int64_t i = range.begin; i < range.end; ++i) {
+      const Strip& strip = strips[static_cast<std::size_t>(i / parts)];
+      const std::int64_t begin = i % parts * rows, end = std::min(strip.rows.end, begin + rows);
+      if (begin >= end) continue;
+      write({strip.pair, {begin, end}, parts == 1}, sums(i / parts, {begin, end}), slot_size, true, true);
+    }
+  });
+  if (parts == 1) return;
+  std::vector<PanelPair> pairs;
+  for (const Strip& strip : strips) pairs.push_back(strip.pair);
+  mirror_diagonals(pairs, parallel_for);
 }
 
 template class OutputWriter<float>;

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "../kernels.h"
@@ -49,8 +51,13 @@ class OutputWriter {
   /// The constant against itself, whose sum is `count`.
   void write_corner(double count) const;
 
-  /// Mirrors panel i against itself.
-  void mirror_diagonal(const PanelPair& pair) const;
+  /// Mirrors every panel against itself.
+  void mirror_diagonals(const std::vector<PanelPair>& pairs, const ParallelFor& parallel_for) const;
+
+  /// Writes whole panels, mirrored, by all threads: in parts where pairs are few and large. sums(i, rows) makes those of
+  /// rows of strips[i], and returns where they begin; slots are `slot_size` apart.
+  void write_all(const std::vector<Strip>& strips, std::int64_t slot_size, const ParallelFor& parallel_for,
+                 const std::function<const T*(std::int64_t strip, const Range& rows)>& sums) const;
 
  private:
   T* row(std::int64_t group, std::int64_t index) const {
@@ -60,6 +67,7 @@ class OutputWriter {
   void combine(const T* sums, std::int64_t k1, const Range& offsets, std::int64_t slot_size, T* entries) const;
   bool write_around(const Strip& strip, const T* sums, std::int64_t slot_size) const;
   void mirror(const PanelPair& pair, const Range& rows) const;
+  void mirror_diagonal(const PanelPair& pair, const Range& lines) const;
   bool is_one_sum(const PanelPair& pair) const;
   void add_one_sum(const PanelPair& pair, const Range& rows, const T* sums, double beta) const;
   void transpose(const T* from, T* to, std::int64_t rows, std::int64_t columns, std::int64_t to_stride) const;
@@ -69,7 +77,8 @@ class OutputWriter {
   const Tiling& tiling_;
   const Update update_;
   const FactorView out_;
-  bool around_ = false;  ///< whether strips of whole vectors go around the caches
+  std::vector<T> ranks_;  ///< of a panel's lines: line r is right in those of no lower rank
+  bool around_ = false;   ///< whether strips of whole vectors go around the caches
 };
 
 }  // namespace eigendamage::cpu

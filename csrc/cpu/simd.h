@@ -67,6 +67,10 @@ struct PanelKernels {
   void (*write_around)(const T* from, std::int64_t rows, std::int64_t columns, std::int64_t step, T* out, T* mirror,
                        std::int64_t out_step);
 
+  /// entries[c·stride + r] = entries[r·stride + c] where ranks[r] ≤ ranks[c], else the other way round; r in `rows`, r ≤ c <
+  /// size. Other rows may be mirrored meanwhile if rows.begin is a multiple of `lanes`, and rows.end too or `size`.
+  void (*mirror)(T* entries, std::int64_t size, std::int64_t stride, const T* ranks, const Range& rows);
+
   /// out[p·stride + n·width + c] = from[p·step + n·image_step + offsets[c]] for p < positions, n < images, c < width.
   void (*gather)(const T* from, std::int64_t positions, std::int64_t step, std::int64_t images, std::int64_t image_step,
                  const std::int32_t* offsets, std::int64_t width, std::int64_t stride, T* out);

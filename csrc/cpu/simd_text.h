@@ -239,6 +239,53 @@ void write_around(const T* from, std::int64_t rows, std::int64_t columns, std::i
 }
 
 template <class T>
+void mirror_row(T* entries, std::int64_t size, std::int64_t stride, const T* ranks, std::int64_t r,
+                std::int64_t first) {
+  for (std::int64_t c = first; c < size; ++c) {
+    T &entry = entries[r * stride + c], &other = entries[c * stride + r];
+    if (ranks[r] <= ranks[c]) {
+      other = entry;
+    } else {
+      entry = other;
+    }
+  }
+}
+
+// Two tiles that are each other's mirror at a time.
+template <class T>
+void mirror(T* entries, std::int64_t size, std::int64_t stride, const T* ranks, const Range& rows) {
+  constexpr int lanes = kLanes<T>;
+  std::int64_t r = rows.begin;
+  for (; r + lanes <= rows.end; r += lanes) {
+    std::int64_t c = r;
+    for (; c + lanes <= size; c += lanes) {
+      T *const tile = entries + r * stride + c, *const other = entries + c * stride + r;
+      const bool more = c + 4 * lanes <= size;
+      Vector<T> down[lanes], across[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) {
+        if (more) __builtin_prefetch(other + (3 * lanes + i) * stride, 1, 3);
+        across[i] = load(tile + i * stride);
+        down[i] = load(other + i * stride);
+      }
+      transpose<T>(down);
+      const Vector<T> of_columns = load(ranks + c);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) {
+        across[i] = Vector<T>{} + ranks[r + i] <= of_columns ? across[i] : down[i];
+        store(tile + i * stride, across[i]);
+      }
+      if (c == r) continue;
+      transpose<T>(across);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) store(other + i * stride, across[i]);
+    }
+    for (std::int64_t i = r; i < r + lanes; ++i) mirror_row(entries, size, stride, ranks, i, c);
+  }
+  for (; r < rows.end; ++r) mirror_row(entries, size, stride, ranks, r, r + 1);
+}
+
+template <class T>
 Vector<T> gathered(const T* source, const std::int32_t* offsets) {
   Vector<T> v;
 #pragma GCC unroll 16
@@ -418,6 +465,7 @@ constexpr PanelKernels<T> kPanelKernels{
     .update = update<T>,
     .interleave = interleave<T>,
     .write_around = write_around<T>,
+    .mirror = mirror<T>,
     .gather = gather<T>,
     .copy_pixels = copy_pixels,
     .widen = widen,

@@ -347,16 +347,17 @@ bool Spectra<T>::sum_batch() {
       T* of_slice = slice == 0 ? of_pair : of_pair + size + (slice - 1) * slice_size;
       add_up({pairs_.list[static_cast<std::size_t>(i / slices_)], slice}, scratch, of_slice, of_pair);
     });
-    for_each(p_.parallel_for, count(pairs_.list), [&](std::int64_t i) {
-      const PanelPair& pair = pairs_.list[static_cast<std::size_t>(i)];
-      T* total = sums.get() + i * pair_size;
-      const Range needed = needed_groups(pair);
+    std::vector<Strip> strips;
+    for (const PanelPair& pair : pairs_.list) strips.push_back({pair, {0, channels(pair, pair.i)}, true});
+    writer_->write_all(strips, slot_size(), p_.parallel_for, [&](std::int64_t i, const Range& rows) {
+      T* total = sums.get() + i * pair_size + rows.begin * width_;
+      const Range needed = needed_groups(pairs_.list[static_cast<std::size_t>(i)]);
       for (std::int64_t slice = 1; slice < slices_; ++slice) {
         const T* part = total + size + (slice - 1) * slice_size;
-        const std::int64_t first = needed.begin * slot_size();
-        p_.simd.add(total + first, part + first, needed.size() * slot_size());
+        for (std::int64_t first = needed.begin * slot_size(); first < needed.end * slot_size(); first += slot_size())
+          p_.simd.add(total + first, part + first, rows.size() * width_);
       }
-      writer_->write({pair, {0, channels(pair, pair.i)}, true}, total, slot_size(), true, true);
+      return total;
     });
   }
   if (p_.tiling.constant) writer_->write_corner(static_cast<double>(images() * plan().outputs * area_));

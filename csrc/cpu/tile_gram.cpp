@@ -106,14 +106,10 @@ class TileSummation {
       }
     });
     if (!right) return false;
-    const std::vector<Range> runs = split(count(strips_), (count(strips_) + kStrips - 1) / kStrips);
-    for_each(p_.parallel_for, count(runs), [&](std::int64_t run) {
-      const Range& range = runs[static_cast<std::size_t>(run)];
-      for (std::int64_t s = range.begin; s < range.end; ++s) {
-        float* total = sums.get() + s * kTileSize;
-        for (std::int64_t i = 1; i < slices; ++i) p_.simd.add(total, total + i * slice_size, kTileSize);
-        writer_.write(strips_[static_cast<std::size_t>(s)], total, kTileSize, true, true);
-      }
+    writer_.write_all(strips_, kTileSize, p_.parallel_for, [&](std::int64_t s, const Range& rows) {
+      float* total = sums.get() + s * kTileSize + rows.begin * kTileWidth;
+      for (std::int64_t i = 1; i < slices; ++i) p_.simd.add(total, total + i * slice_size, rows.size() * kTileWidth);
+      return total;
     });
     return true;
   }

@@ -154,6 +154,32 @@ TEST(update_rounds_once_and_never_reads_what_beta_drops) {
   });
 }
 
+TEST(mirror_copies_the_lower_rank_onto_the_higher_and_touches_nothing_else) {
+  Random random(8);
+  for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {
+    for (const std::int64_t kernel : {1, 2, 9}) {
+      for (std::int64_t channels = 1; channels * kernel < 75; channels += kernel == 1 ? 3 : 1) {
+        const std::int64_t size = channels * kernel, stride = size + pick(random, 0, 20);
+        std::vector<T> ranks;
+        for (std::int64_t i = 0; i < size; ++i) ranks.push_back(static_cast<T>(i % kernel * channels + i / kernel));
+        std::vector<T> before;
+        for (std::int64_t i = 0; i < size * stride; ++i) before.push_back(static_cast<T>(i));
+        std::vector<T> after = before;
+        const std::int64_t step = pick(random, 1, 4) * simd.lanes;
+        for (std::int64_t r = 0; r < size; r += step)
+          simd.mirror(after.data(), size, stride, ranks.data(), {r, std::min(size, r + step)});
+        for (std::int64_t i = 0; i < size * stride; ++i) {
+          const std::int64_t r = i / stride, c = i % stride;
+          const bool mirrored = c < size && ranks[static_cast<std::size_t>(r)] > ranks[static_cast<std::size_t>(c)];
+          const std::int64_t from = mirrored ? c * stride + r : i;
+          CHECK(after[static_cast<std::size_t>(i)] == before[static_cast<std::size_t>(from)],
+                name + " " + std::to_string(size) + ": " + std::to_string(i));
+        }
+      }
+    }
+  });
+}
+
 TEST(interleave_transposes_lines_and_takes_null_for_zeros) {
   Random random(3);
   for_every_set([&]<class T>(const cpu::PanelKernels<T>& simd, const std::string& name) {

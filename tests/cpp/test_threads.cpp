@@ -1,5 +1,7 @@
 #include <atomic>
+#include <chrono>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -70,6 +72,17 @@ TEST(a_thread_knows_what_it_takes_next) {
       for (const std::atomic<int>& times : taken) CHECK(times == 1, "an item left out");
     }
   }
+}
+
+TEST(every_thread_has_an_item_where_there_are_as_many) {
+  constexpr std::int64_t kThreads = 4;
+  std::atomic<std::int64_t> begun{0};
+  cpu::for_each_knowing_next(testing::threads(kThreads), kThreads, [&](std::int64_t, std::int64_t) {
+    ++begun;
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (begun < kThreads && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+    CHECK(begun == kThreads, "a thread keeps items for itself");
+  });
 }
 
 int main() { return check::run_tests(); }
