@@ -51,9 +51,17 @@ void for_each_run_list(const Plan& plan, const Slot& slot, const Box& box, std::
     if (r.weight != weight) emit_held();
     weight = r.weight;
     const bool dense_row = r.column_step == 1, dense = dense_row && r.row_step == 1 && r.columns == across;
+    const std::int64_t down = r.row_step * across * images, first_row = r.row - box.packed_rows.begin;
+    const std::int64_t first_column = r.column - box.packed_columns.begin;
+    if (!dense && r.rows > (dense_row ? r.columns * images : std::max(r.columns, images))) {  // down is longer
+      for (std::int64_t u = 0; u < r.columns * images; ++u) {
+        const std::int64_t column = first_column + u / images * r.column_step;
+        add({(first_row * across + column) * images + u % images, r.rows, down});
+      }
+      continue;
+    }
     for (std::int64_t v = 0; v < (dense ? 1 : r.rows); ++v) {
-      const std::int64_t row = r.row + v * r.row_step - box.packed_rows.begin;
-      const std::int64_t first = row * across + r.column - box.packed_columns.begin;
+      const std::int64_t first = (first_row + v * r.row_step) * across + first_column;
       if (dense_row) {
         add({first * images, (dense ? r.rows : 1) * r.columns * images, 1});
       } else if (images == 1) {

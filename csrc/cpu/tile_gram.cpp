@@ -12,8 +12,7 @@ namespace {
 
 // Levels of summation: chunks in the matrix units, sums of chunks in a tile, tiles in the sums of a slice.
 constexpr std::int64_t kListedChunks = 16, kListsInTile = 64;
-constexpr std::int64_t kSlices = 16, kFewSlices = 4, kLongSlice = 2048, kOneSlice = 256, kLeastInBox = 128,
-                       kStrips = 20;
+constexpr std::int64_t kSlices = 16, kFewSlices = 4, kLongSlice = 2048, kOneSlice = 256, kLeastInBox = 128;
 constexpr std::int64_t kTileSize = kTileWidth * kTileWidth;
 
 std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
