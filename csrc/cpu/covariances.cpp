@@ -41,18 +41,25 @@ const ParallelFor& threads(const Plan& plan, const Tiling& tiling, std::int64_t 
   return static_cast<double>(images) * image + output < tuning.alone ? alone : *run.parallel_for;
 }
 
-/// By matrix units where that is faster: chunks(tiles) makes their packer.
+/// By matrix units where that is faster: chunks(tiles) makes their packer. Returns whether it could be done.
 template <class T, class MakeChunks>
-void sum(const GramProblem<T>& problem, const MakeChunks& chunks) {
+bool sum_in_tiles(const GramProblem<T>& problem, const MakeChunks& chunks) {
   if constexpr (sizeof(T) == sizeof(float)) {
     if (tiles_pay(problem)) {
       const std::unique_ptr<ChunkPacker> packer = chunks(*problem.simd.tiles);
-      if (problem.tiles == 0 || problem.tiling.panels >= packer->least_panels()) {
-        if (sum_tiles(problem, *packer)) return;
-      }
+      if (problem.tiles == 0 || problem.tiling.panels >= packer->least_panels()) return sum_tiles(problem, *packer);
     }
   }
-  sum_grams(problem);
+  return false;
+}
+
+/// Whether weights would cut the pixels into short runs, all of them are read, and boxes hold whole images.
+bool worth_lining_up(const Plan& plan, std::int64_t images, std::int64_t position_bytes, const Limits& limits) {
+  constexpr std::int64_t kImages = 4;  // fewer are cut, to have work for all threads
+  if (plan.slots.size() > 1 || plan.reach_down + plan.reach_right > 0 || plan.rectangles.size() < 2) return false;
+  std::int64_t pixels = 0;
+  for (const Rectangle& r : plan.rectangles) pixels += r.rows * r.columns;
+  return images >= kImages && pixels == plan.height * plan.width && pixels * position_bytes <= limits.near_box;
 }
 
 /// Sums over the pixels of x.
@@ -64,9 +71,19 @@ void sum_pixels(const PanelKernels<T>& simd, const ImageView& x, const Plan& pla
   const GramProblem<T> problem{simd,          plan,          tiling,       *packer,
                                x.batch,       update,        out,          threads(plan, tiling, x.batch, run, tuning),
                                tuning.limits, tuning.around, tuning.tiles, x.batch};
-  sum(problem, [&](const TileKernels& tiles) {
+  const bool summed = sum_in_tiles(problem, [&](const TileKernels& tiles) {
     if constexpr (sizeof(T) == sizeof(float)) return chunk_pixels(tiles, plan, tiling, *packer, x);
   });
+  if (summed) return;
+  const std::int64_t position = tiling.channels_per_position() * static_cast<std::int64_t>(sizeof(T));
+  if (!can_order_pixels(simd, x) || !worth_lining_up(plan, x.batch, position, tuning.limits)) {
+    sum_grams(problem);
+    return;
+  }
+  const PixelLine line = line_up(plan);
+  const auto in_order = pack_pixels_in_order(simd, x, tiling, line.pixels);
+  sum_grams<T>({simd, line.plan, tiling, *in_order, x.batch, update, out, problem.parallel_for, tuning.limits,
+                tuning.around, tuning.tiles, x.batch});
 }
 
 /// The lag form by matrix units, 32 images at a time. Returns whether it could be done.
@@ -106,9 +123,10 @@ void sum_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeom
   const GramProblem<T> problem{simd,          plan,          tiling,       *packer,
                                x.batch,       update,        out,          threads(plan, tiling, x.batch, run, tuning),
                                tuning.limits, tuning.around, tuning.tiles, x.batch};
-  sum(problem, [&](const TileKernels& tiles) {
+  const bool summed = sum_in_tiles(problem, [&](const TileKernels& tiles) {
     if constexpr (sizeof(T) == sizeof(float)) return chunk_panels(tiles, plan, tiling, *packer, x.type);
   });
+  if (!summed) sum_grams(problem);
 }
 
 const GradientKernels<float>& products(const PanelKernels<float>&) { return instruction_set().single_gradients; }

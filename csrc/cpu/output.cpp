@@ -186,7 +186,7 @@ void OutputWriter<T>::transpose(const T* from, T* to, std::int64_t rows, std::in
         lines[i] = from + (r + i) * stride + c;
         if (more) __builtin_prefetch(to + (c + lanes + i) * to_stride + r, 1, 2);
       }
-      simd_.interleave(lines, count, to_stride, to + c * to_stride + r);
+      simd_.interleave(lines, count, to_stride, nullptr, to + c * to_stride + r);
     }
     for (std::int64_t i = c; i < c + count; ++i) {
       for (std::int64_t r = whole; r < rows; ++r) to[i * to_stride + r] = from[r * stride + i];

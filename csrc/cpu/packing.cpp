@@ -34,7 +34,7 @@ const std::vector<T>& ones() {
 }
 
 template <class T>
-class PixelPacker final : public Packer<T> {
+class PixelPacker : public Packer<T> {
  public:
   PixelPacker(const PanelKernels<T>& simd, const ImageView& x, const Tiling& tiling)
       : Packer<T>(tiling.bundles * tiling.panels, tiling.width), simd_(simd), x_(x), tiling_(tiling) {}
@@ -52,7 +52,7 @@ class PixelPacker final : public Packer<T> {
     for (std::int64_t row = 0; row < (joined ? 1 : rows); ++row) {
       pack_row(piece / tiling_.panels, piece % tiling_.panels, box.images.begin + image,
                box.packed_rows.begin + first + row, box.packed_columns.begin, joined ? rows * columns : columns,
-               box.images.size() * tiling_.width, out + row * columns * box.images.size() * tiling_.width);
+               box.images.size() * tiling_.width, nullptr, out + row * columns * box.images.size() * tiling_.width);
     }
   }
 
@@ -71,7 +71,7 @@ class PixelPacker final : public Packer<T> {
     return {first, first + box.positions() * x_.channels * bytes_of(x_.type)};
   }
 
- private:
+ protected:
   static std::int64_t rows_per_task(const Box& box) {
     return std::max<std::int64_t>(1, kTaskPositions / std::max<std::int64_t>(1, box.packed_columns.size()));
   }
@@ -81,13 +81,14 @@ class PixelPacker final : public Packer<T> {
   }
 
   void pack_row(std::int64_t bundle, std::int64_t panel, std::int64_t n, std::int64_t h, std::int64_t w,
-                std::int64_t count, std::int64_t stride, T* out) const {
+                std::int64_t count, std::int64_t stride, const std::int32_t* places, T* out) const {
     const std::int64_t first = panel * tiling_.width;
     const std::int64_t channels = std::clamp<std::int64_t>(tiling_.bundle_channels(bundle) - first, 0, tiling_.width);
     const std::int64_t c = bundle * tiling_.bundle_groups * tiling_.channels + first;
     const std::int64_t constant = tiling_.constant_place(bundle, panel);
     if (x_.channel_stride == 1 && x_.width_stride != 1) {
-      simd_.copy_pixels(element(x_, n, c, h, w), x_.type, x_.width_stride, count, channels, tiling_.width, stride, out);
+      simd_.copy_pixels(element(x_, n, c, h, w), x_.type, x_.width_stride, count, channels, tiling_.width, stride,
+                        places, out);
       if (constant >= 0) fill_ones(count, stride, out + constant);
       return;
     }
@@ -105,13 +106,15 @@ class PixelPacker final : public Packer<T> {
     for (std::int64_t p = 0; p < count; p += kLine) {
       const std::int64_t length = std::min(kLine, count - p);
       for (std::int64_t lane = 0; lane < tiling_.width; lane += simd_.lanes) {
-        pack_lanes(n, c + lane, h, w + p, length, channels - lane, constant - lane, stride, out + p * stride + lane);
+        pack_lanes(n, c + lane, h, w + p, length, channels - lane, constant - lane, stride,
+                   places ? places + p : nullptr, out + (places ? 0 : p * stride) + lane);
       }
     }
   }
 
   void pack_lanes(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, std::int64_t length,
-                  std::int64_t channels, std::int64_t constant, std::int64_t stride, T* out) const {
+                  std::int64_t channels, std::int64_t constant, std::int64_t stride, const std::int32_t* places,
+                  T* out) const {
     alignas(64) T staged[kMaxLanes][kLine];
     const T* lines[kMaxLanes];
     for (std::int64_t i = 0; i < simd_.lanes; ++i) {
@@ -125,12 +128,53 @@ class PixelPacker final : public Packer<T> {
         lines[i] = staged[i];
       }
     }
-    simd_.interleave(lines, length, stride, out);
+    simd_.interleave(lines, length, stride, places, out);
   }
 
   const PanelKernels<T>& simd_;
   const ImageView x_;
   const Tiling tiling_;
+};
+
+/// A whole image is read from end to end, and each pixel put where it belongs; a part of one pixel by pixel.
+template <class T>
+class OrderedPixelPacker final : public PixelPacker<T> {
+ public:
+  OrderedPixelPacker(const PanelKernels<T>& simd, const ImageView& x, const Tiling& tiling,
+                     const std::vector<std::int64_t>& pixels)
+      : PixelPacker<T>(simd, x, tiling), pixels_(pixels), places_(pixels.size()) {
+    for (std::size_t i = 0; i < pixels.size(); ++i)
+      places_[static_cast<std::size_t>(pixels[i])] = static_cast<std::int32_t>(i);
+  }
+
+  void pack_piece(const Box& box, std::int64_t piece, std::int64_t image, T* out) const override {
+    const std::int64_t bundle = piece / tiling_.panels, panel = piece % tiling_.panels;
+    const std::int64_t n = box.images.begin + image, stride = box.images.size() * tiling_.width;
+    const Range some = box.packed_columns;
+    out += image * tiling_.width;
+    if (is_whole(some)) return this->pack_row(bundle, panel, n, 0, 0, some.size(), stride, places_.data(), out);
+    for (std::int64_t i = some.begin; i < some.end; ++i, out += stride) {
+      const std::int64_t pixel = pixels_[static_cast<std::size_t>(i)];
+      this->pack_row(bundle, panel, n, pixel / x_.width, pixel % x_.width, 1, stride, nullptr, out);
+    }
+  }
+
+  Ahead source(const Box& box) const override {
+    if (!is_whole(box.packed_columns)) return {};
+    Box images = box;
+    images.packed_rows = {0, x_.height};
+    images.packed_columns = {0, x_.width};
+    return PixelPacker<T>::source(images);
+  }
+
+ private:
+  using PixelPacker<T>::x_;
+  using PixelPacker<T>::tiling_;
+
+  bool is_whole(const Range& pixels) const { return pixels.size() == static_cast<std::int64_t>(places_.size()); }
+
+  const std::vector<std::int64_t>& pixels_;
+  std::vector<std::int32_t> places_;  ///< of an image's pixels
 };
 
 /// The lines of one image axis that outputs [begin, begin + count) read, laid side by side: all lines from the first to
@@ -318,6 +362,18 @@ std::unique_ptr<Packer<T>> pack_pixels(const PanelKernels<T>& simd, const ImageV
 }
 
 template <class T>
+bool can_order_pixels(const PanelKernels<T>& simd, const ImageView& x) {
+  const bool one_line = x.height == 1 || x.height_stride == x.width * x.width_stride;
+  return one_line && (x.width_stride == 1 ? x.height * x.width >= simd.lanes : x.channel_stride == 1);
+}
+
+template <class T>
+std::unique_ptr<Packer<T>> pack_pixels_in_order(const PanelKernels<T>& simd, const ImageView& x, const Tiling& tiling,
+                                                const std::vector<std::int64_t>& pixels) {
+  return std::make_unique<OrderedPixelPacker<T>>(simd, x, tiling, pixels);
+}
+
+template <class T>
 std::unique_ptr<Packer<T>> pack_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry,
                                         const Tiling& tiling) {
   return std::make_unique<PatchPacker<T>>(simd, x, geometry, tiling);
@@ -325,6 +381,12 @@ std::unique_ptr<Packer<T>> pack_patches(const PanelKernels<T>& simd, const Image
 
 template std::unique_ptr<Packer<float>> pack_pixels(const PanelKernels<float>&, const ImageView&, const Tiling&);
 template std::unique_ptr<Packer<double>> pack_pixels(const PanelKernels<double>&, const ImageView&, const Tiling&);
+template bool can_order_pixels(const PanelKernels<float>&, const ImageView&);
+template bool can_order_pixels(const PanelKernels<double>&, const ImageView&);
+template std::unique_ptr<Packer<float>> pack_pixels_in_order(const PanelKernels<float>&, const ImageView&,
+                                                             const Tiling&, const std::vector<std::int64_t>&);
+template std::unique_ptr<Packer<double>> pack_pixels_in_order(const PanelKernels<double>&, const ImageView&,
+                                                              const Tiling&, const std::vector<std::int64_t>&);
 template std::unique_ptr<Packer<float>> pack_patches(const PanelKernels<float>&, const ImageView&, const ConvGeometry&,
                                                      const Tiling&);
 template std::unique_ptr<Packer<double>> pack_patches(const PanelKernels<double>&, const ImageView&,

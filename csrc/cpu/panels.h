@@ -81,6 +81,15 @@ class Packer {
 template <class T>
 std::unique_ptr<Packer<T>> pack_pixels(const PanelKernels<T>& simd, const ImageView& x, const Tiling& tiling);
 
+/// Whether images are lines of pixels in memory, which may be put into another order on their way.
+template <class T>
+bool can_order_pixels(const PanelKernels<T>& simd, const ImageView& x);
+
+/// Positions are all pixels of x in that order, h·width + w of each; boxes are those of a grid of one row.
+template <class T>
+std::unique_ptr<Packer<T>> pack_pixels_in_order(const PanelKernels<T>& simd, const ImageView& x, const Tiling& tiling,
+                                                const std::vector<std::int64_t>& pixels);
+
 /// Positions are the outputs of a convolution, channels the patch (c, kh, kw) of one group, 0 outside the image.
 template <class T>
 std::unique_ptr<Packer<T>> pack_patches(const PanelKernels<T>& simd, const ImageView& x, const ConvGeometry& geometry,

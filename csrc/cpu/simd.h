@@ -59,8 +59,10 @@ struct PanelKernels {
   /// reads entries.
   void (*update)(T* entries, const T* sums, std::int64_t count, double alpha, double beta);
 
-  /// out[p·stride + c] = lines[c][p], c < lanes, p < count; a null line stands for zeros.
-  void (*interleave)(const T* const* lines, std::int64_t count, std::int64_t stride, T* out);
+  /// out[place·stride + c] = lines[c][p], c < lanes, p < count; a null line stands for zeros. The place is places[p], or p
+  /// where `places` is null.
+  void (*interleave)(const T* const* lines, std::int64_t count, std::int64_t stride, const std::int32_t* places,
+                     T* out);
 
   /// out[r·out_step + c] = mirror[c·out_step + r] = from[r·step + c], r < rows, c < columns, all multiples of `lanes` and
   /// both aligned to a vector. What is written is in no cache afterwards, nor is it read.
@@ -75,10 +77,10 @@ struct PanelKernels {
   void (*gather)(const T* from, std::int64_t positions, std::int64_t step, std::int64_t images, std::int64_t image_step,
                  const std::int32_t* offsets, std::int64_t width, std::int64_t stride, T* out);
 
-  /// out[p·stride + c] = pixels[p·step + c], c < channels ≤ width, and 0 up to `width`; step and channels count scalars of
-  /// `type`.
+  /// out[place·stride + c] = pixels[p·step + c], c < channels ≤ width, and 0 up to `width`, places likewise; step and channels
+  /// count scalars of `type`.
   void (*copy_pixels)(const void* pixels, ScalarType type, std::int64_t step, std::int64_t count, std::int64_t channels,
-                      std::int64_t width, std::int64_t stride, T* out);
+                      std::int64_t width, std::int64_t stride, const std::int32_t* places, T* out);
 
   /// line[p] = in[p·step] for p < count.
   void (*widen)(const void* in, ScalarType type, std::int64_t step, std::int64_t count, T* line);

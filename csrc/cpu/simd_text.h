@@ -185,8 +185,9 @@ void combine(const T* row, const std::int64_t* terms, const Range* blocks, std::
   }
 }
 
-template <class T>
-void interleave(const T* const* lines, std::int64_t count, std::int64_t stride, T* out) {
+template <class T, class Place>
+__attribute__((always_inline)) inline void interleave_by(const T* const* lines, std::int64_t count, std::int64_t stride,
+                                                         const Place& place, T* out) {
   constexpr int lanes = kLanes<T>;
   std::int64_t p = 0;
   for (; p + lanes <= count; p += lanes) {
@@ -195,11 +196,17 @@ void interleave(const T* const* lines, std::int64_t count, std::int64_t stride, 
     for (int c = 0; c < lanes; ++c) rows[c] = lines[c] ? load(lines[c] + p) : Vector<T>{};
     transpose<T>(rows);
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) store(out + (p + i) * stride, rows[i]);
+    for (int i = 0; i < lanes; ++i) store(out + place(p + i) * stride, rows[i]);
   }
   for (; p < count; ++p) {
-    for (int c = 0; c < lanes; ++c) out[p * stride + c] = lines[c] ? lines[c][p] : T(0);
+    for (int c = 0; c < lanes; ++c) out[place(p) * stride + c] = lines[c] ? lines[c][p] : T(0);
   }
+}
+
+template <class T>
+void interleave(const T* const* lines, std::int64_t count, std::int64_t stride, const std::int32_t* places, T* out) {
+  if (places) return interleave_by(lines, count, stride, [places](std::int64_t p) { return places[p]; }, out);
+  interleave_by(lines, count, stride, [](std::int64_t p) { return p; }, out);
 }
 
 // Stores a vector, aligned to its size, without reading the lines that it replaces into a cache.
@@ -406,28 +413,29 @@ void copy(const T* in, std::int64_t count, T* out) {
 // read(in, n, out): n scalars as T.
 template <class T, class In, class Read>
 void copy_pixels_of(const In* in, std::int64_t step, std::int64_t count, std::int64_t channels, std::int64_t width,
-                    std::int64_t stride, T* out, Read read) {
-  for (std::int64_t p = 0; p < count; ++p, in += step, out += stride) {
-    read(in, channels, out);
-    for (std::int64_t c = channels; c < width; ++c) out[c] = T(0);
+                    std::int64_t stride, const std::int32_t* places, T* out, Read read) {
+  for (std::int64_t p = 0; p < count; ++p, in += step) {
+    T* const position = out + (places ? places[p] : p) * stride;
+    read(in, channels, position);
+    for (std::int64_t c = channels; c < width; ++c) position[c] = T(0);
   }
 }
 
 void copy_pixels(const void* pixels, ScalarType type, std::int64_t step, std::int64_t count, std::int64_t channels,
-                 std::int64_t width, std::int64_t stride, float* out) {
+                 std::int64_t width, std::int64_t stride, const std::int32_t* places, float* out) {
   const auto* halves = static_cast<const std::uint16_t*>(pixels);
   if (type == ScalarType::kFloat32) {
-    copy_pixels_of(static_cast<const float*>(pixels), step, count, channels, width, stride, out, copy<float>);
+    copy_pixels_of(static_cast<const float*>(pixels), step, count, channels, width, stride, places, out, copy<float>);
   } else if (type == ScalarType::kBFloat16) {
-    copy_pixels_of(halves, step, count, channels, width, stride, out, widen_halves<BFloat16>);
+    copy_pixels_of(halves, step, count, channels, width, stride, places, out, widen_halves<BFloat16>);
   } else {
-    copy_pixels_of(halves, step, count, channels, width, stride, out, widen_halves<Float16>);
+    copy_pixels_of(halves, step, count, channels, width, stride, places, out, widen_halves<Float16>);
   }
 }
 
 void copy_pixels(const void* pixels, ScalarType, std::int64_t step, std::int64_t count, std::int64_t channels,
-                 std::int64_t width, std::int64_t stride, double* out) {
-  copy_pixels_of(static_cast<const double*>(pixels), step, count, channels, width, stride, out, copy<double>);
+                 std::int64_t width, std::int64_t stride, const std::int32_t* places, double* out) {
+  copy_pixels_of(static_cast<const double*>(pixels), step, count, channels, width, stride, places, out, copy<double>);
 }
 
 template <class T>

@@ -37,7 +37,7 @@ void WeightWriter<T>::write(const Part& part, const T* sums, std::int64_t panel,
       for (std::int64_t k = (together - 1) / lanes * lanes; together > 1 && k >= 0; k -= lanes) {
         const T* lines[kMaxLanes] = {};
         for (std::int64_t i = 0; i < std::min(lanes, together - k); ++i) lines[i] = from + (k + i) * offset;
-        l_.simd.interleave(lines, end - begin, together, entries.data() + k);
+        l_.simd.interleave(lines, end - begin, together, nullptr, entries.data() + k);
       }
       if (together > 1) from = entries.data();
       const std::int64_t* place = places_.data() + (begin - origin) * offsets_ + part.offsets.begin;

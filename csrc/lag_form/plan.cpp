@@ -100,6 +100,27 @@ Plan channel_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_
   return plan;
 }
 
+PixelLine line_up(const Plan& plan) {
+  PixelLine line{plan, {}};
+  line.plan.rectangles.clear();
+  for (const Rectangle& r : plan.rectangles) {
+    const std::int64_t first = count(line.pixels);
+    for (std::int64_t v = 0; v < r.rows; ++v) {
+      for (std::int64_t u = 0; u < r.columns; ++u)
+        line.pixels.push_back((r.row + v * r.row_step) * plan.width + r.column + u * r.column_step);
+    }
+    if (!line.plan.rectangles.empty() && line.plan.rectangles.back().weight == r.weight) {
+      line.plan.rectangles.back().columns += r.rows * r.columns;
+    } else {
+      line.plan.rectangles.push_back({0, 1, 1, first, r.rows * r.columns, 1, r.weight});
+    }
+  }
+  line.plan.height = 1;
+  line.plan.width = count(line.pixels);
+  line.plan.slots.front().rectangles = {0, count(line.plan.rectangles)};
+  return line;
+}
+
 Plan patch_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width) {
   Plan plan = empty_plan(geometry, height, width, geometry.vertical.kernel * geometry.horizontal.kernel);
   add_lags(plan, axis_groups(geometry.vertical, height), axis_groups(geometry.horizontal, width),

@@ -75,6 +75,15 @@ Plan dense_plan(std::int64_t height, std::int64_t width);
 /// Σ over pixels, each as often as windows cover it.
 Plan channel_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width);
 
+/// The same sum with pixels of equal weight side by side: the grid of `plan` is a line, place i of which is pixel `pixels`[i].
+struct PixelLine {
+  Plan plan;
+  std::vector<std::int64_t> pixels;
+};
+
+/// Lines up the pixels that a plan of one slot, without lags, reads.
+PixelLine line_up(const Plan& plan);
+
 /// The patch covariance in lag form: every block is a sum of rectangles shared between the blocks of its lag.
 Plan patch_plan(const ConvGeometry& geometry, std::int64_t height, std::int64_t width);
 

@@ -99,6 +99,27 @@ TEST(channel_covariance_equals_the_reference) {
   }
 }
 
+TEST(pixels_of_equal_weight_lie_side_by_side_in_whole_images_and_parts) {
+  Random random(23);
+  for (int i = 0; i < 120; ++i) {
+    force_random_instruction_set(random);
+    testing::Shape shape{pick(random, 4, 9), pick(random, 1, 70), pick(random, 1, 9), pick(random, 1, 9)};
+    if (i % 8 == 0) shape.channels = 3, shape.height = 17, shape.width = 33;  // more than is transposed at a time
+    const ConvGeometry geometry{{3, 1, 1, 1, shape.height}, testing::random_axis(random, shape.width, 4)};
+    constexpr Layout kLines[] = {Layout::kPlanes, Layout::kChannelsLast};
+    Images x(shape, choose(random, testing::kTypes), choose(random, kLines));
+    x.fill_integers(random);
+    cpu::Tuning tuning;
+    tuning.tiles = 1e18;
+    if (pick(random, 0, 1)) tuning.limits = {0, 0, 1 << 14, 1 << 18, 1 << 13, 1 << 12, 1 << 15};  // less than an image in a box
+    check_kernel(random, 1, shape.channels, x.view(), reference::channel_covariance(x.view(), geometry, 1),
+                 testing::describe(x.view(), geometry),
+                 [&](const Update& update, const FactorView& out, const Execution& run) {
+                   cpu::channel_covariance(x.view(), geometry, update, out, run, tuning);
+                 });
+  }
+}
+
 TEST(patch_covariance_equals_the_reference) {
   Random random(3);
   for (int i = 0; i < 350; ++i) {

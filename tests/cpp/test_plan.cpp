@@ -115,6 +115,28 @@ TEST(the_channel_plan_weighs_each_pixel_by_the_windows_that_cover_it) {
   }
 }
 
+TEST(pixels_line_up_by_weight_and_keep_it) {
+  Random random(7);
+  for (int i = 0; i < 200; ++i) {
+    const Problem problem = random_problem(random);
+    const Plan plan = channel_plan(problem.geometry, problem.height, problem.width);
+    const PixelLine line = line_up(plan);
+    std::map<Pixel, std::int64_t> weights;
+    std::int64_t last = 0;
+    for (const Rectangle& r : line.plan.rectangles) {
+      CHECK(r.row == 0 && r.rows == 1 && r.column_step == 1 && r.weight > last, describe(problem));
+      last = r.weight;
+      for (std::int64_t u = r.column; u < r.column + r.columns; ++u) {
+        const std::int64_t pixel = line.pixels[static_cast<std::size_t>(u)];
+        CHECK(weights.emplace(Pixel{pixel / problem.width, pixel % problem.width}, r.weight).second, describe(problem));
+      }
+    }
+    CHECK(weights == pixels_of(plan, plan.blocks[0]), describe(problem));
+    CHECK(line.plan.height == 1 && line.plan.width == static_cast<std::int64_t>(weights.size()), describe(problem));
+    CHECK(line.plan.outputs == plan.outputs && line.plan.slots.size() == 1, describe(problem));
+  }
+}
+
 TEST(boxes_and_their_run_lists_visit_every_position_of_a_slot_as_often_as_it_weighs) {
   Random random(3);
   for (int i = 0; i < 150; ++i) {

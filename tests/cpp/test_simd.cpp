@@ -2,6 +2,8 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -32,6 +34,14 @@ std::vector<T> integers(Random& random, std::int64_t size) {
   return numbers;
 }
 
+std::vector<std::int32_t> shuffled(Random& random, std::int64_t count) {
+  std::vector<std::int32_t> places(static_cast<std::size_t>(count));
+  std::iota(places.begin(), places.end(), 0);
+  for (std::int64_t i = 1; i < count; ++i)
+    std::swap(places[static_cast<std::size_t>(i)], places[static_cast<std::size_t>(pick(random, 0, i))]);
+  return places;
+}
+
 template <class T>
 cpu::Buffer<T> aligned(const std::vector<T>& numbers) {
   cpu::Buffer<T> buffer = cpu::make_buffer<T>(static_cast<std::int64_t>(numbers.size()));
@@ -44,6 +54,20 @@ double widened(const void* number, ScalarType type) {
 }
 
 bool same(double a, double b) { return a == b ? std::signbit(a) == std::signbit(b) : std::isnan(a) && std::isnan(b); }
+
+/// Pixels in any order come from the same memory, as long as there are all of them.
+void check_source_in_order(const ImageView& x, const Range& n, const cpu::Ahead& expected, Random& random) {
+  const auto& simd = cpu::kGeneric.single_precision;
+  if (!cpu::can_order_pixels(simd, x) || !expected.next) return;
+  std::vector<std::int64_t> pixels;
+  for (const std::int32_t pixel : shuffled(random, x.height * x.width)) pixels.push_back(pixel);
+  const auto packer = cpu::pack_pixels_in_order(simd, x, cpu::tile_channels(simd, 1, x.channels, false, true), pixels);
+  const Range row{0, 1}, all{0, x.height * x.width};
+  const cpu::Ahead ahead = packer->source({n, row, all, row, all});
+  CHECK(ahead.next == expected.next && ahead.end == expected.end, "whole images");
+  const Range some{0, all.end - 1};
+  CHECK(packer->source({n, row, some, row, some}).next == nullptr, "parts of images");
+}
 
 }  // namespace
 
@@ -190,11 +214,14 @@ TEST(interleave_transposes_lines_and_takes_null_for_zeros) {
       for (const auto& line : lines) pointers.push_back(pick(random, 0, 3) ? line.data() : nullptr);
       const std::int64_t stride = simd.lanes + pick(random, 0, 3);
       std::vector<T> out(static_cast<std::size_t>(count * stride), T(99));
-      simd.interleave(pointers.data(), count, stride, out.data());
+      const std::vector<std::int32_t> places = shuffled(random, count);
+      const bool placed = pick(random, 0, 1);
+      simd.interleave(pointers.data(), count, stride, placed ? places.data() : nullptr, out.data());
       for (std::int64_t i = 0; i < count * stride; ++i) {
         const auto p = static_cast<std::size_t>(i / stride), c = static_cast<std::size_t>(i % stride);
+        const std::size_t place = placed ? static_cast<std::size_t>(places[p]) : p;
         const T expected = c >= lines.size() ? T(99) : pointers[c] ? lines[c][p] : T(0);
-        CHECK(out[static_cast<std::size_t>(i)] == expected, name);
+        CHECK(out[place * static_cast<std::size_t>(stride) + c] == expected, name);
       }
     }
   });
@@ -274,12 +301,16 @@ TEST(copy_pixels_widens_and_fills_with_zeros) {
           x.fill_normal(random, 0);
           const std::int64_t stride = simd.min_width + pick(random, 0, 2);
           std::vector<T> out(static_cast<std::size_t>(9 * stride), T(99));
-          simd.copy_pixels(x.view().data, type, channels + 2, 9, channels, simd.min_width, stride, out.data());
+          const std::vector<std::int32_t> places = shuffled(random, 9);
+          const bool placed = pick(random, 0, 1);
+          simd.copy_pixels(x.view().data, type, channels + 2, 9, channels, simd.min_width, stride,
+                           placed ? places.data() : nullptr, out.data());
           for (std::int64_t i = 0; i < 9 * stride; ++i) {
             const std::int64_t p = i / stride, c = i % stride;
+            const std::int64_t place = placed ? places[static_cast<std::size_t>(p)] : p;
             double expected = c < simd.min_width ? 0 : 99;
             if (c < channels) expected = reference::element(x.view(), 0, c, 0, p);
-            CHECK(same(static_cast<double>(out[static_cast<std::size_t>(i)]), expected), set->name);
+            CHECK(same(static_cast<double>(out[static_cast<std::size_t>(place * stride + c)]), expected), set->name);
           }
         }
       };
@@ -309,6 +340,7 @@ TEST(a_packer_knows_the_piece_of_memory_that_a_box_reads) {
         const Range n = part(x.batch), h = part(x.height), w = part(x.width);
         const auto packer = cpu::pack_pixels(simd, x, cpu::tile_channels(simd, 1, x.channels, false, true));
         const cpu::Ahead ahead = packer->source({n, h, w, h, w});
+        check_source_in_order(x, n, h.size() == x.height && w.size() == x.width ? ahead : cpu::Ahead{}, random);
         const std::int64_t bytes = type == ScalarType::kFloat32 ? 4 : 2;
         const std::int64_t read = n.size() * x.channels * h.size() * w.size() * bytes;
         if (!ahead.next) {

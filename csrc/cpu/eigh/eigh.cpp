@@ -106,12 +106,12 @@ void solve_lanes(const Tools<T>& tools, const Task& task, Scratch& scratch) {
     read_lower(tools, problem, Scaling<T>(0), n, copy);
     lines[lane] = copy;
   }
-  tools.panels.interleave(lines, size, lanes, a);
+  tools.panels.interleave(lines, size, lanes, nullptr, a);
   tools.lanes.solve(n, a, values, ranks, vectors, codes, ranks + n * lanes);
 
   for (std::int64_t first = 0; first < size; first += lanes) {  // what lies behind the last row is not used
     for (std::int64_t i = 0; i < lanes; ++i) lines[i] = vectors + (first + i) * lanes;
-    tools.panels.interleave(lines, lanes, staged, staging + first);
+    tools.panels.interleave(lines, lanes, staged, nullptr, staging + first);
   }
   for (std::size_t lane = 0; lane < task.problems.size(); ++lane) {
     const EighProblem& problem = *task.problems[lane];
