@@ -46,13 +46,14 @@ void store(T* p, Vector<T> v) {
 template <class T, int Vectors, bool Fetch>
 __attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t width, const Run* runs,
                                          std::int64_t run_count, T weight, bool fresh, T* tile, Ahead& ahead) {
+  constexpr int kUnrolled = kTileRows * Vectors > 8 ? 1 : 4;  // so that the end of 64 short turns is foreseen
   const char* line = ahead.next;
   Vector<T> sum[kTileRows][Vectors] = {};
   for (const Run* run = runs; run != runs + run_count; ++run) {
     const T* row = a + run->first * width;
     const T* column = b + run->first * width;
     const std::int64_t step = run->step * width;
-    for (std::int64_t left = run->count; left > 0; --left, row += step, column += step) {
+    const auto add = [&]() __attribute__((always_inline)) {
       if constexpr (Fetch) {
         __builtin_prefetch(line, 0, 2);
         line += 64;
@@ -65,7 +66,14 @@ __attribute__((noinline)) void gram_rows(const T* a, const T* b, std::int64_t wi
 #pragma GCC unroll 2
         for (int v = 0; v < Vectors; ++v) sum[r][v] += right[v] * row[r];
       }
+      row += step, column += step;
+    };
+    std::int64_t left = run->count;
+    for (; left >= kUnrolled; left -= kUnrolled) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kUnrolled; ++i) add();
     }
+    for (; left > 0; --left) add();
   }
   if constexpr (Fetch) ahead.next = line;
 #pragma GCC unroll 8
