@@ -111,7 +111,8 @@ TEST(pixels_of_equal_weight_lie_side_by_side_in_whole_images_and_parts) {
     x.fill_integers(random);
     cpu::Tuning tuning;
     tuning.tiles = 1e18;
-    if (pick(random, 0, 1)) tuning.limits = {0, 0, 1 << 14, 1 << 18, 1 << 13, 1 << 12, 1 << 15};  // less than an image in a box
+    if (pick(random, 0, 1))
+      tuning.limits = {0, 0, 1 << 14, 1 << 18, 1 << 13, 1 << 12, 1 << 15};  // less than an image in a box
     check_kernel(random, 1, shape.channels, x.view(), reference::channel_covariance(x.view(), geometry, 1),
                  testing::describe(x.view(), geometry),
                  [&](const Update& update, const FactorView& out, const Execution& run) {
