@@ -11,9 +11,10 @@ namespace {
 
 constexpr std::int64_t kAside = 1 << 19;        // bytes of a strip
 constexpr std::int64_t kFewest = 4, kMost = 8;  // panels of a block
-constexpr std::int64_t kFewPairs = 10, kTasks = 20;
-constexpr std::int64_t kWritten = 1 << 14;  // numbers of the output that are worth a task
-constexpr std::int64_t kLines = 2;          // vectors of lines that are worth one, mirrored
+constexpr std::int64_t kTasks = 20;             // enough to share for all threads to end together
+constexpr std::int64_t kFewPairs = 10;          // fewer are written in parts
+constexpr std::int64_t kWritten = 1 << 14;      // numbers of the output that are worth a task
+constexpr std::int64_t kLines = 2;              // vectors of lines that are worth one, mirrored
 
 std::int64_t count(const auto& list) { return static_cast<std::int64_t>(list.size()); }
 

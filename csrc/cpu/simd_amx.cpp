@@ -344,8 +344,8 @@ __attribute__((noinline)) void take_sums(float* taken, bool first) {
   }
 }
 
-// What a panel of an example sums is added while the next one is multiplied. Panels follow each other faster than examples, so that
-// what is on the right stays near.
+// What a panel of an example sums is added while the next one is multiplied. Panels follow each other faster than
+// examples, so that what is on the right stays near.
 template <int Count, unsigned Wanted, bool Squared>
 void sum_tiles(const Sides& sides, float* tiles) {
   constexpr std::int64_t step = Count * kSide;
